@@ -1,0 +1,1 @@
+"""Time and memory of the parts that matter; run one with ``python -m benchmarks.<name>``."""

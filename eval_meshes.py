@@ -1,0 +1,9 @@
+"""Compare generated meshes with true point clouds: python eval_meshes.py CONFIG.yaml"""
+
+import sys
+
+from im2mesh import cli
+from im2mesh.commands.evaluate import evaluate
+
+if __name__ == "__main__":
+    sys.exit(cli.run(evaluate, cli.argument_parser("eval_meshes", __doc__)))

@@ -1,0 +1,163 @@
+"""Reading and writing checkpoints: whole or not at all, and never code.
+
+A checkpoint is a dict with ``model`` (state dict), ``optimizer``, ``epoch_it``, ``it`` and
+``loss_val_best``; ours also hold ``batch_it`` (batches done in the epoch) and ``config``.
+"""
+
+import contextlib
+import os
+import pickle
+import re
+import urllib.error
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from im2mesh.errors import InputError
+from im2mesh.files import atomic_path
+
+# Files written by PyTorch 1.4 keep the best loss as a numpy scalar: these names, nothing else.
+_NUMPY_SCALARS = [
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+    np._core.multiarray.scalar,
+    np.dtype,
+    type(np.dtype(np.float64)),
+    type(np.dtype(np.float32)),
+    type(np.dtype(np.int64)),
+]
+
+
+def save(path, state):
+    """Write a checkpoint atomically; a kill at any moment leaves the previous file whole.
+
+    Raises
+    ------
+    InputError
+        When it cannot be written (disk full, no permission).
+    """
+    with atomic_path(path) as temporary:
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as err:  # torch's zip writer reports a full disk as a RuntimeError
+            raise OSError(None, str(err).splitlines()[0]) from err
+
+
+def load(path, device="cpu"):
+    """Read a checkpoint file, of ours or of the published format (PyTorch 1.4, not a zip).
+
+    Raises
+    ------
+    InputError
+        When the file is missing, damaged, not a checkpoint, or holds anything but tensors and
+        plain scalars (nothing of it is executed).
+    """
+    path = Path(path)
+    try:
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            state = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError as err:
+        raise InputError(f"checkpoint {path} does not exist. Check test.model_file.") from err
+    except pickle.UnpicklingError as err:
+        reason = re.search(r"(?:GLOBAL|Unsupported (?:global|class|operand)).*", str(err))
+        raise InputError(
+            f"checkpoint {path} is refused: it is damaged or holds more than tensors and numbers"
+            f"{f' ({reason[0].strip()})' if reason else ''}. Nothing in it was executed. "
+            "Get the file again from where you trust it."
+        ) from err
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as err:
+        raise InputError(
+            f"checkpoint {path} cannot be read, it is damaged or incomplete "
+            f"({type(err).__name__}: {str(err).splitlines()[0] if str(err) else 'end of file'}). "
+            "Delete it and use a backup (model_<it>.pt), or download it again."
+        ) from err
+    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
+        raise InputError(
+            f"checkpoint {path} has no 'model' entry: it was not written by train.py. "
+            "Check test.model_file."
+        )
+    return state
+
+
+def load_model(model, state, path):
+    """Put the weights of a checkpoint into a model.
+
+    Raises
+    ------
+    InputError
+        When names or shapes do not match; all of them are listed.
+    """
+    theirs, ours = state["model"], model.state_dict()
+    problems = [f"missing: {name}" for name in ours if name not in theirs]
+    problems += [f"not in the model: {name}" for name in theirs if name not in ours]
+    problems += [
+        f"{name}: {tuple(theirs[name].shape)} in the file, {tuple(ours[name].shape)} in the model"
+        for name in ours
+        if name in theirs and theirs[name].shape != ours[name].shape
+    ]
+    if problems:
+        raise InputError(
+            f"checkpoint {path} does not fit the model of this config (encoder, decoder, c_dim, "
+            "decoder_kwargs):\n  " + "\n  ".join(problems)
+        )
+    model.load_state_dict(theirs)
+
+
+def is_url(path):
+    """Whether a ``model_file`` is to be downloaded."""
+    return str(path).startswith(("http://", "https://"))
+
+
+def download(url):
+    """Download a file once into the torch hub cache and verify it.
+
+    The file name must end in ``-<first 8 or more hex digits of its sha256>``, as in
+    ``ours_rgb-61966213.pt``.
+
+    Returns
+    -------
+    Path
+        Of the file in the cache.
+
+    Raises
+    ------
+    InputError
+        When there is no network, the server has no such file, or the hash does not match.
+    """
+    name = url.rsplit("/", 1)[-1]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if path.exists():
+        return path
+    digits = re.search(r"-([0-9a-f]{8,})\.", name)
+    if digits is None:
+        raise InputError(
+            f"{url}: the file name holds no hash (name-<8 hex digits>.pt), so the download could "
+            "not be verified. Download it yourself and give its path."
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=digits[1], progress=False)
+    except RuntimeError as err:
+        raise InputError(
+            f"{url}: the downloaded file is not the expected one ({err}). Try again; if it stays "
+            "so, the file on the server was changed: do not use it."
+        ) from err
+    except (urllib.error.URLError, OSError) as err:
+        raise InputError(
+            f"cannot download {url} ({getattr(err, 'reason', None) or err}). Without network, get "
+            f"the file elsewhere and put it at {path}"
+        ) from err
+    return path
+
+
+def locate(model_file, out_dir):
+    """Path of ``test.model_file``: a URL is downloaded, a path is relative to ``out_dir``."""
+    if is_url(model_file):
+        return download(model_file)
+    return Path(out_dir) / model_file
+
+
+def remove(path):
+    """Delete a checkpoint if it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)

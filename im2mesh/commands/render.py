@@ -1,0 +1,125 @@
+"""Renderings of all objects of the test split, from the dataset's cameras or a turntable."""
+
+import logging
+
+import imageio.v3 as imageio
+import pandas as pd
+import torch
+
+from im2mesh import geometry
+from im2mesh.commands.setup import get_dataset, load_trained_model, output_folder
+from im2mesh.config import method_module
+from im2mesh.dvr.rendering import compare, turntable, up_axis
+from im2mesh.errors import InputError
+from im2mesh.files import atomic_path
+
+log = logging.getLogger("im2mesh")
+
+TURNTABLE_FRAMES = 60  # where rendering.n_views is 0
+
+
+def render(config, device, args):
+    """Write pictures of every object; report PSNR and mask IoU where a true view exists.
+
+    Returns
+    -------
+    int
+        0
+    """
+    model = load_trained_model(config, device)
+    options = config["rendering"]
+    kinds = options["colors"] if isinstance(options["colors"], list) else [options["colors"]]
+    if "rgb" in kinds and not model.has_color:
+        raise InputError(
+            "rendering.colors: the model has no colours (model.decoder_kwargs.out_dim is 1); "
+            "choose depth or normal"
+        )
+    renderer = method_module(config).get_renderer(config, model, device)
+    dataset = get_dataset(config, "render")
+    folder = output_folder(config, options["render_dir"])
+    rows = []
+    for number, entry in enumerate(dataset.entries):
+        item = dataset[number]
+        inputs = item.get("inputs")
+        with torch.no_grad():
+            shifts = model.encode(None if inputs is None else inputs[None].to(device))
+        frames = {kind: [] for kind in kinds}
+        cameras = _cameras(options, dataset.fields["img"], entry)
+        for name, matrix, true in cameras:
+            height, width = options["resolution"] or item["img"].shape[:2]
+            rendering = renderer.render(matrix, height, width, shifts)
+            for kind in kinds:
+                picture = rendering.image(kind, options["background"]).numpy()
+                frames[kind].append(picture)
+                suffix = f"_{kind}" if len(kinds) > 1 else ""
+                path = folder / entry.category / f"{entry.model}_{name}{suffix}.{options['extension']}"
+                _write(path, picture)
+            if true is not None and "mask" in true:
+                measured = compare(rendering, true[""], true["mask"])
+                rows.append({"class": entry.category, "model": entry.model, "view": name, **measured})
+        if len(cameras) > 1:
+            for kind, pictures in frames.items():
+                suffix = f"_{kind}" if len(kinds) > 1 else ""
+                path = folder / entry.category / f"{entry.model}{suffix}.gif"
+                with atomic_path(path) as temporary:
+                    imageio.imwrite(temporary, pictures, duration=1000 / options["fps"], loop=0)
+        log.info(
+            "[%d/%d] %s: %d views -> %s",
+            number + 1, len(dataset), entry.label, len(cameras), folder / entry.category,
+        )
+    if rows:
+        table = pd.DataFrame(rows)
+        with atomic_path(folder / "metrics.csv") as path:
+            table.to_csv(path, index=False)
+        log.info(
+            "mean over %d views: PSNR inside the true masks %.2f dB, mask IoU %.4f (each in %s)",
+            len(table), table["psnr"].mean(), table["mask_iou"].mean(), folder / "metrics.csv",
+        )
+    return 0
+
+
+def _cameras(options, images, entry):
+    """The cameras to render an object from.
+
+    Returns
+    -------
+    list of (name, object_to_image (4, 4), item of the true view or None)
+    """
+    views = images.views(entry.folder)
+    first, count = options["n_start_view"], options["n_views"]
+    if options["trajectory"] == "dataset":
+        if first >= len(views):
+            raise InputError(
+                f"rendering.n_start_view is {first}, but {entry.label} has {len(views)} views "
+                "(0 is the first)"
+            )
+        chosen = views[first : first + count] if count else views[first:]
+        items = [images.load(entry.folder, view) for view in chosen]
+        return [
+            (f"{view:03d}", _matrix(item), item) for view, item in zip(chosen, items)
+        ]
+    matrices = torch.stack([_matrix(images.load(entry.folder, view)) for view in views])
+    axis = options["turntable_axis"]
+    centers, _ = geometry.camera_rays(torch.zeros(len(views), 1, 2, dtype=torch.float64), matrices)
+    height, width = options["resolution"] or images.load(entry.folder, views[0])[""].shape[:2]
+    frames = turntable(
+        count or TURNTABLE_FRAMES,
+        height,
+        width,
+        options["turntable_elevation"],
+        up_axis(matrices) if axis is None else axis,
+        centers[0, 0],
+    )
+    return [(f"{frame:03d}", matrix, None) for frame, matrix in enumerate(frames)]
+
+
+def _matrix(item):
+    return geometry.object_to_image(item["camera_mat"], item["world_mat"], item["scale_mat"])
+
+
+def _write(path, picture):
+    with atomic_path(path) as temporary:
+        if path.suffix == ".jpg":
+            imageio.imwrite(temporary, picture, quality=95)
+        else:
+            imageio.imwrite(temporary, picture)

@@ -1,0 +1,87 @@
+"""Datasets and trained models of a config, for all commands."""
+
+import logging
+from pathlib import Path
+
+from im2mesh import checkpoints
+from im2mesh.config import method_module
+from im2mesh.data import MultiObjectDataset, PointCloudField
+from im2mesh.errors import InputError
+
+log = logging.getLogger("im2mesh")
+
+SPLIT_KEYS = {"train": "train_split", "val": "val_split"}  # all else looks at the test split
+
+
+def get_dataset(config, mode):
+    """The dataset of a config.
+
+    Parameters
+    ----------
+    mode : {"train", "val", "test", "render", "eval"}
+        What it is for: training, validation, reconstruction, comparison of renderings with the
+        true views, evaluation of meshes.
+
+    Returns
+    -------
+    MultiObjectDataset
+
+    Raises
+    ------
+    InputError
+        When the data cannot be found.
+    """
+    data = config["data"]
+    if data["dataset_name"] == "images":
+        raise InputError("data.dataset_name: images is not available; use DTU, Shapes3D or NMR")
+    learns = mode in SPLIT_KEYS
+    if mode == "eval":
+        fields = {"pointcloud": PointCloudField(data["pointcloud_chamfer_file"])}
+    else:
+        fields = method_module(config).get_data_fields(config, mode)
+    return MultiObjectDataset(
+        data["path"],
+        fields,
+        split=data[SPLIT_KEYS.get(mode, "test_split")],
+        classes=data["classes"],
+        split_model_for_images=learns and data["split_model_for_images"],
+        skip_unreadable=learns and data["skip_unreadable"],
+        cache=learns and data["cache_fields"],
+        seed=config["training"]["seed"],
+    )
+
+
+def load_trained_model(config, device):
+    """The model of a config with the weights of ``test.model_file``.
+
+    Raises
+    ------
+    InputError
+        When there is no such checkpoint, or it does not fit: never an untrained model.
+    """
+    model = method_module(config).get_model(config, device)
+    path = checkpoints.locate(config["test"]["model_file"], config["training"]["out_dir"])
+    if not path.exists():
+        others = sorted(other.name for other in path.parent.glob("model*.pt"))
+        advice = (
+            f"there are {', '.join(others)} in that folder: choose one with --set test.model_file=NAME"
+            if others
+            else "train first: python train.py CONFIG.yaml"
+        )
+        raise InputError(f"test.model_file: {path} does not exist; {advice}")
+    state = checkpoints.load(path, device)
+    checkpoints.load_model(model, state, path)
+    log.info("model: %s (iteration %s)", path, state.get("it", "unknown"))
+    return model
+
+
+def output_folder(config, *parts):
+    """A folder under ``training.out_dir``."""
+    return Path(config["training"]["out_dir"], *parts)
+
+
+def mesh_path(config, entry, suffix=""):
+    """Where the mesh of a dataset entry is written by generate.py and read by eval_meshes.py."""
+    generation = config["generation"]
+    folder = output_folder(config, generation["generation_dir"], "meshes", entry.category)
+    return folder / f"{entry.model}{suffix}.{generation['mesh_extension']}"

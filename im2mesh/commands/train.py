@@ -1,0 +1,279 @@
+"""Training: the loop, checkpoints, validation, TensorBoard."""
+
+import bisect
+import logging
+import math
+import signal
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from im2mesh import checkpoints
+from im2mesh.commands.setup import get_dataset, output_folder
+from im2mesh.commands.visualize import Visualizer
+from im2mesh.config import method_module, save_config
+from im2mesh.data import make_loader
+from im2mesh.errors import InputError
+
+log = logging.getLogger("im2mesh")
+
+FINISHED, EXIT_AFTER = 0, 3
+RESUME_HINT = "the same command continues from there"
+
+
+def train(config, device, args):
+    """Train until ``training.max_iterations``, a signal, or ``--exit-after``.
+
+    Continues from ``<out_dir>/model.pt`` if that exists; the resumed run equals an uninterrupted
+    one.
+
+    Returns
+    -------
+    int
+        0 when finished, 3 after ``--exit-after``, 128 + n after signal n.
+
+    Raises
+    ------
+    InputError
+        For bad input, an out_dir that cannot be written, and a loss that is not finite.
+    """
+    run = Run(config, device)
+    deadline = math.inf if args.exit_after is None else time.monotonic() + args.exit_after
+    with _signals() as received:
+        return run.loop(deadline, received)
+
+
+class Run:
+    """A training run: everything that lives as long as the loop."""
+
+    def __init__(self, config, device):
+        self.config = config
+        self.options = config["training"]
+        self.out_dir = output_folder(config)
+        method = method_module(config)
+        torch.manual_seed(self.options["seed"])  # the initial weights
+        self.model = method.get_model(config, device)
+        self.optimizer = method.get_optimizer(config, self.model)
+        self.trainer = method.get_trainer(config, self.model, self.optimizer, device)
+        self.train_set, self.val_set = (get_dataset(config, mode) for mode in ("train", "val"))
+        for dataset in (self.train_set, self.val_set):
+            if dataset.cache:
+                dataset.preload()
+        self.val_loader = make_loader(
+            self.val_set,
+            self.options["batch_size_val"],
+            self.options["n_workers"],
+            shuffle=False,
+            seed=self.options["seed"],
+            endless=False,
+        )
+        self.iteration = self.epoch = self.batch = 0
+        self.maximize = self.options["model_selection_mode"] == "maximize"
+        self.best = -math.inf if self.maximize else math.inf
+        self._resume(device)
+        save_config(config, self.out_dir / "config.yaml")
+        self.writer = SummaryWriter(str(self.out_dir / "logs"), purge_step=self.iteration)
+        self.visualizer = Visualizer(config, self.model, method, device, self.val_set, self.writer)
+
+    @property
+    def checkpoint(self):
+        return self.out_dir / "model.pt"
+
+    def loop(self, deadline, received):
+        """Iterate; see :func:`train`."""
+        every = self.options
+        last = every["max_iterations"] or math.inf
+        batches = make_loader(
+            self.train_set,
+            every["batch_size"],
+            every["n_workers"],
+            seed=every["seed"],
+            start_epoch=self.epoch,
+            start_batch=self.batch,
+        )
+        n_views = len(self.train_set)
+        log.info("training on %d items, %d batches an epoch", n_views, len(batches))
+        if self.iteration >= last:
+            log.info("nothing to do: iteration %d is reached already", self.iteration)
+            return FINISHED
+        progress = tqdm(
+            initial=self.iteration, total=every["max_iterations"], unit="it",
+            disable=not sys.stderr.isatty(), dynamic_ncols=True,
+        )
+        meter = _Meter()
+        with progress:
+            for batch in batches:
+                self._set_learning_rate()
+                report = self._step(batch)
+                self.iteration += 1
+                self.batch += 1
+                if self.batch == len(batches):
+                    self.epoch, self.batch = self.epoch + 1, 0
+                meter.add(len(batch["img"]) * every["n_training_points"])
+                progress.update()
+                progress.set_postfix(loss=f"{report['loss']:.2f}", refresh=False)
+
+                if _due(self.iteration, every["print_every"]):
+                    self._report(report, meter, last)
+                if _due(self.iteration, every["visualize_every"]):
+                    self.visualizer.show(self.iteration)
+                finished = self.iteration >= last
+                if _due(self.iteration, every["validate_every"]) or (
+                    finished and every["validate_every"]
+                ):
+                    self._validate()
+                if _due(self.iteration, every["backup_every"]):
+                    self._save(f"model_{self.iteration}.pt")
+                if finished:
+                    self._save()
+                    log.info("finished at iteration %d: %s", self.iteration, self.checkpoint)
+                    return FINISHED
+                if received:
+                    self._save()
+                    log.info(
+                        "stopped by %s at iteration %d; saved %s, %s",
+                        received[0].name, self.iteration, self.checkpoint, RESUME_HINT,
+                    )
+                    return 128 + received[0]
+                if time.monotonic() >= deadline:
+                    self._save()
+                    log.info(
+                        "time is up at iteration %d; saved %s, %s",
+                        self.iteration, self.checkpoint, RESUME_HINT,
+                    )
+                    return EXIT_AFTER
+                if _due(self.iteration, every["checkpoint_every"]):
+                    self._save()
+
+    def _step(self, batch):
+        try:
+            return self.trainer.train_step(batch, self.iteration)
+        except FloatingPointError as err:
+            good = self.checkpoint if self.checkpoint.exists() else "none yet"
+            raise InputError(
+                f"iteration {self.iteration}: {err}. The last good checkpoint: {good}. Lower "
+                f"training.learning_rate or the weight of that term, then run again: "
+                f"{RESUME_HINT}."
+            ) from err
+
+    def _set_learning_rate(self):
+        steps = bisect.bisect_right(self.options["scheduler_milestones"], self.epoch)
+        rate = self.options["learning_rate"] * self.options["scheduler_gamma"] ** steps
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def _report(self, report, meter, last):
+        iterations_per_second, rays_per_second = meter.read()
+        scalars = {
+            **report,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "rays_per_second": rays_per_second,
+        }
+        for name, value in scalars.items():
+            self.writer.add_scalar(f"train/{name}", value, self.iteration)
+        left = ""
+        if last < math.inf:
+            seconds = (last - self.iteration) / iterations_per_second
+            left = f", {tqdm.format_interval(seconds)} left"
+        # On a terminal the progress bar says it; elsewhere, and in the log, the line does.
+        level = logging.DEBUG if sys.stderr.isatty() else logging.INFO
+        terms = ", ".join(f"{name} {value:.4g}" for name, value in report.items())
+        log.log(
+            level, "epoch %d, iteration %d: %s, %.2f it/s%s",
+            self.epoch, self.iteration, terms, iterations_per_second, left,
+        )
+
+    def _validate(self):
+        metrics = self.trainer.evaluate(self.val_loader)
+        for name, value in metrics.items():
+            self.writer.add_scalar(f"val/{name}", value, self.iteration)
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        log.info("validation at iteration %d: %s", self.iteration, shown)
+        chosen = self.options["model_selection_metric"]
+        if chosen not in metrics:
+            raise InputError(
+                f"training.model_selection_metric: validation gives no {chosen!r} with this data "
+                f"and these losses, but {', '.join(metrics)}"
+            )
+        value = metrics[chosen]
+        if value > self.best if self.maximize else value < self.best:  # never for nan
+            self.best = value
+            self._save("model_best.pt")
+            log.info("new best model (%s %.4g)", chosen, value)
+
+    def _save(self, name="model.pt"):
+        checkpoints.save(
+            self.out_dir / name,
+            {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "epoch_it": self.epoch,
+                "batch_it": self.batch,
+                "it": self.iteration,
+                "loss_val_best": self.best,
+                "config": self.config,
+            },
+        )
+
+    def _resume(self, device):
+        if not self.checkpoint.exists():
+            return
+        state = checkpoints.load(self.checkpoint, device)
+        checkpoints.load_model(self.model, state, self.checkpoint)
+        if "optimizer" not in state:
+            raise InputError(
+                f"{self.checkpoint} has no optimizer state, so training cannot continue from it. "
+                "It can still be used for generation."
+            )
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.iteration, self.epoch = state.get("it", 0), state.get("epoch_it", 0)
+        self.batch = state.get("batch_it", 0)
+        self.best = float(state.get("loss_val_best", self.best))
+        log.info("continuing from %s, iteration %d", self.checkpoint, self.iteration)
+
+
+class _Meter:
+    """Iterations and rays per second since the last reading."""
+
+    def __init__(self):
+        self.start, self.iterations, self.rays = time.monotonic(), 0, 0
+
+    def add(self, rays):
+        self.iterations += 1
+        self.rays += rays
+
+    def read(self):
+        seconds = max(time.monotonic() - self.start, 1e-9)
+        rates = self.iterations / seconds, self.rays / seconds
+        self.__init__()
+        return rates
+
+
+def _due(iteration, every):
+    return every > 0 and iteration % every == 0
+
+
+@contextmanager
+def _signals():
+    """Collect SIGINT and SIGTERM in a list, so that the loop ends in order.
+
+    A second Ctrl-C interrupts at once.
+    """
+    received = []
+
+    def note(number, frame):
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(signal.Signals(number))
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

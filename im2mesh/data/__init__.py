@@ -1,0 +1,18 @@
+"""Datasets on disk to batches of tensors."""
+
+from im2mesh.data.core import Entry, MultiObjectDataset
+from im2mesh.data.fields import ImagesField, PointCloudField, SparseDepthField
+from im2mesh.data.loading import Draw, EpochSampler, Loader, collate, make_loader
+
+__all__ = [
+    "Draw",
+    "Entry",
+    "EpochSampler",
+    "ImagesField",
+    "Loader",
+    "MultiObjectDataset",
+    "PointCloudField",
+    "SparseDepthField",
+    "collate",
+    "make_loader",
+]

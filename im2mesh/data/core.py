@@ -1,0 +1,231 @@
+"""The dataset of many objects, one folder each (layouts Shapes3D, NMR, DTU)."""
+
+import contextlib
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import yaml
+from torch.utils.data import Dataset
+
+from im2mesh.data.loading import Draw
+from im2mesh.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One item of a dataset: an object, or one view of it."""
+
+    category: str
+    category_index: int
+    model: str
+    folder: Path
+    view: int | None = None
+
+    @property
+    def label(self):
+        return f"{self.category}/{self.model}"
+
+
+class MultiObjectDataset(Dataset):
+    """Objects in ``<root>/<class>/<model>/``, each read by ``fields``.
+
+    ``dataset[i]`` is a flat dict of tensors: the fields' keys behind the field's name, and
+    ``idx``. With a cache the tensors belong to the dataset: do not write to them.
+
+    Parameters
+    ----------
+    root : str or Path
+        The folder of classes (key ``data.path``).
+    fields : dict of str to field
+        See ``im2mesh.data.fields``. The field ``img`` decides on the view of an item.
+    split : str, optional
+        Objects are the lines of ``<root>/<class>/<split>.lst``; all sub-folders of the class
+        when None or when there is no such file.
+    classes : list of str, optional
+        All sub-folders of ``root`` when None.
+    split_model_for_images : bool
+        Each view is an item of its own.
+    skip_unreadable : bool
+        Objects that cannot be read are left out with a warning (by the scan here, by the loader
+        later on) instead of ending the program.
+    cache : bool
+        Keep what was read once.
+    seed : int
+        Of the random views: they depend on (seed, epoch, index) and on nothing else.
+
+    Attributes
+    ----------
+    entries : list of Entry
+    class_names : dict of str to str
+        Readable names of the classes from ``<root>/metadata.yaml``; else the folder name.
+
+    Raises
+    ------
+    InputError
+        Here for a missing or empty folder or class and for a split file that names a missing
+        object; by ``dataset[i]`` for whatever is wrong with the object's files.
+    """
+
+    def __init__(
+        self,
+        root,
+        fields,
+        split=None,
+        classes=None,
+        split_model_for_images=False,
+        skip_unreadable=False,
+        cache=False,
+        seed=0,
+    ):
+        self.root = Path(root)
+        self.fields = fields
+        self.skip_unreadable = skip_unreadable
+        self.cache = cache
+        self.seed = seed
+        self._cached = {}
+        if not self.root.is_dir():
+            raise InputError(
+                f"data.path: there is no folder {self.root}. The section 'Data' of the README "
+                "tells how to get the data; then set data.path"
+            )
+        self.entries = []
+        classes = self._find_classes(classes)
+        for index, category in enumerate(classes):
+            for model, folder in self._find_models(category, split):
+                entry = Entry(category, index, model, folder)
+                self.entries += self._split(entry) if split_model_for_images else [entry]
+        if not self.entries:
+            raise InputError(f"data.path: no readable object in {self.root}")
+        self.class_names = self._read_names(classes)
+
+    def __len__(self):
+        return len(self.entries)
+
+    def __getitem__(self, key):
+        """The item of an index (epoch 0) or of a ``Draw(index, epoch)``."""
+        index, epoch = key if isinstance(key, Draw) else (key, 0)
+        entry = self.entries[index]
+        if entry.view is None and "img" in self.fields:
+            views = self._views(entry)
+            rng = np.random.default_rng((self.seed, epoch, index))
+            entry = replace(entry, view=views[rng.integers(len(views))])
+        return {**self._load(entry), "idx": index}
+
+    def preload(self):
+        """Read everything that can be drawn into the cache.
+
+        A bad file is then found before the work starts, and every step takes the same time.
+        """
+        for entry in self.entries:
+            try:
+                whole = entry.view is None and "img" in self.fields
+                for view in self._views(entry) if whole else [entry.view]:
+                    self._load(replace(entry, view=view))
+            except InputError:
+                if not self.skip_unreadable:  # else the loader reports it when it is drawn
+                    raise
+
+    def _load(self, entry):
+        place = entry.folder, entry.view
+        if place in self._cached:
+            return self._cached[place]
+        item = {}
+        for name, field in self.fields.items():
+            with _naming(entry, name):
+                values = field.load(entry.folder, entry.view)
+            item |= {f"{name}.{key}" if key else name: value for key, value in values.items()}
+        if self.cache:
+            self._cached[place] = item
+        return item
+
+    def _views(self, entry):
+        """The views an item of the whole object is drawn from."""
+        images = self.fields["img"]
+        with _naming(entry, "img"):
+            views = images.views(entry.folder)
+        return views if images.random_view else views[:1]
+
+    def _split(self, entry):
+        try:
+            with _naming(entry, "img"):
+                views = self.fields["img"].views(entry.folder)
+        except InputError as err:
+            if not self.skip_unreadable:
+                raise
+            logger.warning("left out: %s", err)
+            return []
+        return [replace(entry, view=view) for view in views]
+
+    def _find_classes(self, classes):
+        found = _subfolders(self.root)
+        if not found:
+            raise InputError(f"data.path: {self.root} has no class folders")
+        for category in classes or ():
+            if category not in found:
+                raise InputError(
+                    f"data.classes: there is no folder {self.root / category}; "
+                    f"{self.root} has {', '.join(found)}"
+                )
+        return found if classes is None else classes
+
+    def _find_models(self, category, split):
+        """(name, folder) of the objects of a class, in the order of the split file."""
+        folder = self.root / category
+        split_file = folder / f"{split}.lst"
+        if split is None or not split_file.is_file():
+            models = [(model, folder / model) for model in _subfolders(folder)]
+            if not models:
+                raise InputError(f"data.path: the class folder {folder} has no objects")
+            return models
+        lines = enumerate(_read_text(split_file).splitlines(), start=1)
+        models = []
+        for number, model in ((number, line.strip()) for number, line in lines if line.strip()):
+            if (folder / model).is_dir():
+                models.append((model, folder / model))
+                continue
+            problem = f"{split_file}, line {number}: there is no object folder {folder / model}"
+            if not self.skip_unreadable:
+                raise InputError(problem)
+            logger.warning("left out: %s", problem)
+        if not models:
+            raise InputError(f"{split_file}: lists no object of {folder}")
+        return models
+
+    def _read_names(self, classes):
+        path = self.root / "metadata.yaml"
+        if not path.is_file():
+            return {category: category for category in classes}
+        try:
+            metadata = yaml.safe_load(_read_text(path)) or {}
+            return {
+                category: str(metadata.get(category, {}).get("name", category))
+                for category in classes
+            }
+        except (yaml.YAMLError, AttributeError) as err:
+            cause = " ".join(str(err).split())
+            raise InputError(f"{path}: not of the form {{class: {{id, name}}}} ({cause})") from err
+
+
+def _subfolders(folder):
+    return sorted(
+        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
+
+
+def _read_text(path):
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as err:
+        raise InputError(f"{path}: {err}") from err
+
+
+@contextlib.contextmanager
+def _naming(entry, field):
+    try:
+        yield
+    except InputError as err:
+        raise InputError(f"object {entry.label}, field {field}: {err}") from err

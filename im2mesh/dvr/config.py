@@ -1,0 +1,188 @@
+"""The factories of the method: the only reader of its config keys."""
+
+import difflib
+import inspect
+
+import torch
+
+from im2mesh.data import ImagesField, SparseDepthField
+from im2mesh.dvr.decoder import Decoder
+from im2mesh.dvr.generation import Generator
+from im2mesh.dvr.model import DVR
+from im2mesh.dvr.raymarch import DepthFunction
+from im2mesh.dvr.rendering import Renderer
+from im2mesh.dvr.training import LossOptions, Trainer
+from im2mesh.errors import InputError
+
+DECODERS = {"simple": Decoder}
+LOSS_TERMS = {  # term of the loss: key of its weight in the section model
+    "rgb": "lambda_rgb",
+    "image_gradients": "lambda_image_gradients",
+    "depth": "lambda_depth",
+    "sparse_depth": "lambda_sparse_depth",
+    "normal": "lambda_normal",
+    "freespace": "lambda_freespace",
+    "occupied": "lambda_occupied",
+}
+
+
+def get_model(config, device="cpu"):
+    """The untrained model of a config.
+
+    Raises
+    ------
+    InputError
+        For an unknown decoder or encoder, or arguments that they do not take.
+    """
+    keys, data = config["model"], config["data"]
+    if keys["decoder"] not in DECODERS:
+        raise InputError(
+            f"model.decoder: unknown decoder {keys['decoder']!r}; known: {', '.join(DECODERS)}"
+        )
+    if keys["encoder"] is not None:
+        raise InputError(
+            f"model.encoder: {keys['encoder']!r} is not available; use encoder: null and c_dim: 0 "
+            "(one object, many views)"
+        )
+    if keys["c_dim"] != 0:
+        raise InputError(f"model.c_dim is {keys['c_dim']}, but without an encoder it must be 0")
+    decoder = _construct(
+        DECODERS[keys["decoder"]], "model.decoder_kwargs", keys["decoder_kwargs"],
+        dim=data["dim"], c_dim=keys["c_dim"],
+    )
+    depth_function = _construct(
+        DepthFunction,
+        "model.depth_function_kwargs",
+        {
+            "depth_range": data["depth_range"],
+            "check_cube_intersection": config["training"]["use_cube_intersection"],
+            **keys["depth_function_kwargs"],
+        },
+    )
+    return DVR(decoder, None, depth_function).to(device)
+
+
+def get_data_fields(config, mode):
+    """What the method reads of every object.
+
+    Parameters
+    ----------
+    mode : {"train", "val", "test", "render"}
+        Training, validation, reconstruction (cameras and pictures are not needed), or
+        comparison with the true views.
+
+    Returns
+    -------
+    dict of str to field
+    """
+    data, model = config["data"], config["model"]
+    if mode == "test":
+        return {}
+    learns = mode in ("train", "val")
+    fields = {
+        "img": ImagesField(
+            img_folder=data["img_folder"],
+            img_extension=data["img_extension"],
+            mask_folder=data["mask_folder"] if data["img_with_mask"] else None,
+            mask_extension=data["mask_extension"],
+            depth_folder=data["depth_folder"] if learns and model["lambda_depth"] else None,
+            visual_hull_depth_folder=(
+                data["visual_hull_depth_folder"]
+                if learns and data["depth_from_visual_hull"]
+                else None
+            ),
+            depth_extension=data["depth_extension"],
+            with_camera=data["img_with_camera"],
+            n_views=data["n_views"],
+            ignore_image_idx=data["ignore_image_idx"],
+            random_view=mode == "train" or (mode == "val" and data["dataset_name"] == "NMR"),
+            img_size=data["img_size"],
+        )
+    }
+    if learns and model["lambda_sparse_depth"]:
+        fields["sparse_depth"] = SparseDepthField()
+    if learns:
+        for key in ("img_with_mask", "img_with_camera"):
+            if not data[key]:
+                raise InputError(f"data.{key} is false, but training needs masks and cameras")
+    return fields
+
+
+def get_trainer(config, model, optimizer, device):
+    """The trainer of a model."""
+    training = config["training"]
+    if training["multi_gpu"]:
+        raise InputError("training.multi_gpu: training on several GPUs is not available; set false")
+    options = LossOptions(
+        weights={term: config["model"][key] for term, key in LOSS_TERMS.items()},
+        patch_size=config["model"]["patch_size"],
+        reduction=config["model"]["reduction_method"],
+        depth_range=tuple(config["data"]["depth_range"]),
+        **{
+            key: training[key]
+            for key in (
+                "n_training_points", "n_eval_points", "sample_continuous",
+                "occupancy_random_normal", "depth_loss_on_world_points", "use_cube_intersection",
+                "always_freespace",
+            )
+        },
+    )
+    return Trainer(model, optimizer, options, device, training["seed"])
+
+
+def get_generator(config, model, device):
+    """The mesh generator of a model."""
+    generation = config["generation"]
+    return Generator(
+        model,
+        threshold=config["test"]["threshold"],
+        device=device,
+        seed=config["training"]["seed"],
+        **{
+            key: generation[key]
+            for key in (
+                "resolution_0", "upsampling_steps", "padding", "simplify_nfaces",
+                "refinement_step", "refine_max_faces", "with_colors",
+            )
+        },
+    )
+
+
+def get_renderer(config, model, device):
+    """The renderer of a model."""
+    rendering = config["rendering"]
+    return Renderer(
+        model,
+        n_steps=tuple(rendering["ray_sampling_accuracy"]),
+        background=rendering["background"],
+        device=device,
+    )
+
+
+def _construct(cls, key, arguments, **fixed):
+    """``cls(**arguments, **fixed)``, with errors that name the config key."""
+    accepted = {
+        name: parameter.default
+        for name, parameter in inspect.signature(cls).parameters.items()
+        if name not in fixed
+    }
+    for name, value in arguments.items():
+        if name not in accepted:
+            near = difflib.get_close_matches(name, accepted, n=1)
+            advice = f"did you mean {near[0]}?" if near else f"known: {', '.join(accepted)}"
+            raise InputError(f"{key}: unknown argument {name}; {advice}")
+        default = accepted[name]
+        fits = {tuple: list, float: (int, float)}.get(type(default), type(default))
+        if not isinstance(value, fits) or isinstance(value, bool) != isinstance(default, bool):
+            wanted = "a list" if isinstance(default, tuple) else type(default).__name__
+            raise InputError(f"{key}.{name} must be {wanted} (default {default}), not {value!r}")
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
+    try:
+        return cls(**arguments, **fixed)
+    except (ValueError, TypeError) as err:
+        raise InputError(f"{key}: {err}") from err
+
+
+def get_optimizer(config, model):
+    """Adam over all weights (method, section 6)."""
+    return torch.optim.Adam(model.parameters(), lr=config["training"]["learning_rate"])

@@ -1,0 +1,68 @@
+"""Encoder, decoder and surface search, put together."""
+
+import torch
+from torch import nn
+
+from im2mesh.dvr.raymarch import DepthFunction
+
+
+class DVR(nn.Module):
+    """Differentiable volumetric rendering model.
+
+    Parameters
+    ----------
+    decoder : Decoder
+    encoder : nn.Module or None
+        Inputs (B, ...) -> latent codes (B, C); None for one object without a latent code.
+    depth_function : DepthFunction
+    """
+
+    def __init__(self, decoder, encoder=None, depth_function=DepthFunction()):
+        super().__init__()
+        self.decoder = decoder
+        self.encoder = encoder
+        self.depth_function = depth_function
+
+    def encode(self, inputs):
+        """Latent shifts of the decoder's blocks for a batch of inputs.
+
+        Returns
+        -------
+        list of Tensors (B, H), or None without an encoder
+        """
+        return None if self.encoder is None else self.decoder.condition(self.encoder(inputs))
+
+    def logit_field(self, shifts=None, objects=None):
+        """Occupancy logits as a function (points (M, 3), rays (M,)) -> (M,).
+
+        Parameters
+        ----------
+        shifts : list of Tensors (B, H) or None
+            From :meth:`encode`.
+        objects : Tensor (R,), int64, or None
+            The object of every ray; None when there is one object only.
+        """
+
+        def field(points, rays=None):
+            return self.decoder(points, shifts, None if objects is None else objects[rays])[:, 0]
+
+        return field
+
+    def color_field(self, shifts=None):
+        """Colours of one object as a function points (M, 3) -> rgb (M, 3) in [0, 1]."""
+        return lambda points: torch.sigmoid(self.decoder(points, shifts)[:, 1:])
+
+    @property
+    def has_color(self):
+        return self.decoder.out_dim == 4
+
+    def find_surface(self, origins, directions, shifts=None, objects=None, n_steps=None,
+                     generator=None):
+        """March rays (R, 3) of one or more objects; see :meth:`DepthFunction.find_surface`."""
+        return self.depth_function.find_surface(
+            self.logit_field(shifts, objects), origins, directions, n_steps, generator
+        )
+
+    def normals(self, trace):
+        """Unit normals (M, 3) out of the object; differentiable with respect to the weights."""
+        return -nn.functional.normalize(self.decoder.gradient(trace), dim=-1, eps=1e-9)

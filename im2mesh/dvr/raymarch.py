@@ -1,0 +1,242 @@
+"""Finding the first surface along rays (paper, section 3.2; method, section 3).
+
+Nothing here has gradients and nothing knows a network: a field is any callable
+``field(points (M, 3), rays (M,) int64) -> values (M,)`` that is negative outside of the object
+and not negative inside; ``rays`` tells which ray each point lies on, so that a field may depend
+on the object that a ray belongs to.
+"""
+
+import bisect
+import math
+from dataclasses import dataclass
+
+import torch
+
+from im2mesh.geometry import cube_interval
+
+CUBE_PADDING = 0.1  # rays are searched in a cube a little larger than the object's
+BLOCK = 8  # samples per ray between two looks at which rays have found their surface
+
+
+@dataclass
+class RayHits:
+    """Where rays meet the surface; R rays.
+
+    depth : Tensor (R,)
+        Depth of the surface, +inf for a miss, 0 for a ray that starts inside.
+    points : Tensor (R, 3)
+        ``origin + depth * direction`` where ``hit``, else zero.
+    hit : Tensor (R,), bool
+        The ray comes from free space and meets the surface.
+    starts_inside : Tensor (R,), bool
+        The first sample is inside already: not a hit.
+    """
+
+    depth: torch.Tensor
+    points: torch.Tensor
+    hit: torch.Tensor
+    starts_inside: torch.Tensor
+
+
+@torch.no_grad()
+def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8, method="secant",
+          max_points=None):
+    """First crossing from free space into the object along every ray.
+
+    ``n_steps`` depths are placed evenly over [near, far], both ends included. They are
+    evaluated front to back, a block at a time, and a ray takes no further part once its first
+    non-negative sample is known; the crossing in front of it is then refined.
+
+    Parameters
+    ----------
+    field : callable
+        See the module's description.
+    origins, directions : Tensor (R, 3)
+    near, far : Tensor (R,)
+        Depth interval; a ray whose interval is empty (far <= near) is a miss and costs nothing.
+    n_steps : int or Tensor (R,), int64
+        Samples per ray, at least 2.
+    n_secant_steps : int
+        Field evaluations spent on the refinement of each hit.
+    method : {"secant", "bisection"}
+        Bracketed secant or interval halving.
+    max_points : int or None
+        Upper bound on the points of one call of ``field``.
+
+    Returns
+    -------
+    RayHits
+        Depths are detached from everything; see :mod:`im2mesh.dvr.implicit`.
+    """
+    n_rays = len(near)
+    depth = near.new_full((n_rays,), torch.inf)
+    starts_inside = torch.zeros(n_rays, dtype=torch.bool, device=near.device)
+    if not torch.is_tensor(n_steps):
+        n_steps = torch.full((n_rays,), n_steps, dtype=torch.long, device=near.device)
+
+    def evaluate(rays, depths):
+        return _evaluate(field, origins, directions, rays, depths, max_points)
+
+    active = (far > near).nonzero()[:, 0]
+    brackets = []
+    value = evaluate(active, near[active])
+    starts_inside[active] = value >= 0
+    active, value = active[value < 0], value[value < 0]
+    step = 1
+    while len(active):
+        steps = torch.arange(step, step + BLOCK, device=near.device)
+        last = n_steps[active, None] - 1
+        fraction = steps.to(near.dtype) / last
+        depths = torch.lerp(near[active, None], far[active, None], fraction)
+        exists = steps <= last
+        values = near.new_full(depths.shape, -torch.inf)
+        values[exists] = evaluate(active[:, None].expand(depths.shape)[exists], depths[exists])
+        inside, first = (values >= 0).max(dim=1)
+        if inside.any():
+            # The sample before the first inside one: of this block, or the last of the block before.
+            rays, at = active[inside], first[inside, None]
+            before = (steps[0] - 1).to(near.dtype) / last[inside]
+            low = torch.lerp(near[rays, None], far[rays, None], before)
+            low = torch.cat([low, depths[inside]], dim=1).gather(1, at)[:, 0]
+            low_value = torch.cat([value[inside, None], values[inside]], dim=1).gather(1, at)[:, 0]
+            high, high_value = depths[inside].gather(1, at)[:, 0], values[inside].gather(1, at)[:, 0]
+            brackets.append((rays, low, low_value, high, high_value))
+        step += BLOCK
+        goes_on = ~inside & (step <= last[:, 0])
+        active, value = active[goes_on], values[goes_on, -1]
+
+    if brackets:
+        rays, *bracket = (torch.cat(parts) for parts in zip(*brackets))
+        depth[rays] = _refine(
+            lambda depths: evaluate(rays, depths), *bracket, n_secant_steps, method
+        )
+    hit = depth.isfinite()
+    points = torch.addcmul(origins, depth.where(hit, 0)[:, None], directions)
+    depth[starts_inside] = 0
+    return RayHits(depth, points.where(hit[:, None], 0), hit, starts_inside)
+
+
+@dataclass(frozen=True)
+class DepthFunction:
+    """How surfaces are searched: the options ``model.depth_function_kwargs`` of a config.
+
+    tau : float
+        Occupancy probability of the surface.
+    n_steps : (int, int)
+        Samples per ray are drawn from the integers [n_steps[0], n_steps[1]).
+    n_secant_steps : int
+        Field evaluations for the refinement of each hit.
+    depth_range : (float, float)
+        Depths searched when ``check_cube_intersection`` is off.
+    method : {"secant", "bisection"}
+    check_cube_intersection : bool
+        Search the ray's interval in the cube with padding 0.1.
+    max_points : int
+        Upper bound on points per network call (memory).
+    schedule_ray_sampling : bool
+        In training, start with ``init_resolution`` samples per ray and double them at each of the
+        iterations ``schedule_milestones``.
+    """
+
+    tau: float = 0.5
+    n_steps: tuple = (128, 129)
+    n_secant_steps: int = 8
+    depth_range: tuple = (0.0, 2.4)
+    method: str = "secant"
+    check_cube_intersection: bool = True
+    max_points: int = 2**18
+    schedule_ray_sampling: bool = True
+    schedule_milestones: tuple = (50000, 100000, 250000)
+    init_resolution: int = 16
+
+    def __post_init__(self):
+        near_far = len(self.depth_range) == 2 and 0 <= self.depth_range[0] < self.depth_range[1]
+        steps = len(self.n_steps) == 2 and 2 <= self.n_steps[0] < self.n_steps[1]
+        for right, wanted in (
+            (0 < self.tau < 1, "tau must lie between 0 and 1"),
+            (self.method in ("secant", "bisection"), "method must be secant or bisection"),
+            (steps, "n_steps must be [low, high] with 2 <= low < high"),
+            (near_far, "depth_range must be [near, far] with 0 <= near < far"),
+            (self.n_secant_steps >= 0, "n_secant_steps must not be negative"),
+            (self.max_points >= 1, "max_points must be at least 1"),
+            (self.init_resolution >= 2, "init_resolution must be at least 2"),
+        ):
+            if not right:
+                raise ValueError(wanted)
+
+    @property
+    def logit_threshold(self):
+        """l_tau = log(tau / (1 - tau))."""
+        return math.log(self.tau / (1 - self.tau))
+
+    def training_steps(self, iteration):
+        """Range of samples per ray at a training iteration."""
+        if not self.schedule_ray_sampling:
+            return self.n_steps
+        n = self.init_resolution * 2 ** bisect.bisect_right(self.schedule_milestones, iteration)
+        return n, n + 1
+
+    def interval(self, origins, directions, padding=CUBE_PADDING):
+        """Depth interval of rays, ``near`` and ``far`` (R,); equal where there is none."""
+        if self.check_cube_intersection:
+            near, far, _ = cube_interval(origins, directions, padding)
+            return near, far
+        return tuple(torch.full_like(origins[:, 0], depth) for depth in self.depth_range)
+
+    def find_surface(self, logit_field, origins, directions, n_steps=None, generator=None):
+        """March rays (R, 3) through a field of occupancy logits.
+
+        Parameters
+        ----------
+        logit_field : callable (points (M, 3), rays (M,)) -> (M,)
+        n_steps : (int, int) or None
+            Overrides ``self.n_steps``.
+        generator : torch.Generator or None
+            CPU generator for the number of samples of each ray, where it is not fixed.
+
+        Returns
+        -------
+        RayHits
+        """
+        low, high = n_steps or self.n_steps
+        steps = low
+        if high - low > 1:
+            steps = torch.randint(low, high, (len(origins),), generator=generator)
+            steps = steps.to(origins.device)
+        return march(
+            lambda points, rays: logit_field(points, rays) - self.logit_threshold,
+            origins,
+            directions,
+            *self.interval(origins, directions),
+            steps,
+            n_secant_steps=self.n_secant_steps,
+            method=self.method,
+            max_points=self.max_points,
+        )
+
+
+def _evaluate(field, origins, directions, rays, depths, max_points):
+    if len(rays) == 0:
+        return depths.new_zeros(0)
+    points = torch.addcmul(origins[rays], depths[:, None], directions[rays])
+    size = max_points or len(rays)
+    return torch.cat([field(p, r) for p, r in zip(points.split(size), rays.split(size))])
+
+
+def _refine(evaluate, low, low_value, high, high_value, n_steps, method):
+    """Root between ``low`` (negative value) and ``high`` (value >= 0), one of each per ray."""
+
+    def guess():
+        if method == "bisection":
+            return (low + high) / 2
+        rise = high_value - low_value
+        return torch.where(rise > 0, low - low_value * (high - low) / rise, (low + high) / 2)
+
+    depth = guess()
+    for _ in range(n_steps):
+        value = evaluate(depth)
+        outside = value < 0
+        low, low_value = torch.where(outside, depth, low), torch.where(outside, value, low_value)
+        high, high_value = torch.where(outside, high, depth), torch.where(outside, high_value, value)
+        depth = guess()
+    return depth

@@ -1,0 +1,398 @@
+"""The loss of a batch, training steps and validation (paper, section 3.4; method, section 5).
+
+Of all the terms that a ray may enter, each needs the network at one point only: at the surface,
+or at one random depth in free or in occupied space. These points are gathered over all rays and
+objects, and the network runs once with gradients. Nothing is evaluated that no term needs.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from im2mesh import geometry
+from im2mesh.dvr import losses
+from im2mesh.dvr.implicit import depth_with_gradient, follow_surface
+from im2mesh.dvr.raymarch import CUBE_PADDING
+from im2mesh.dvr.sampling import sample_pixels
+
+COLOR_TERMS = {"rgb", "image_gradients"}
+NORMAL_NEIGHBORHOOD = 1e-3  # side of the cube around a point in which its normal shall be steady
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """What the loss is made of; names and meaning as in ``configs/default.yaml``.
+
+    ``weights`` holds the lambdas by term: rgb, image_gradients, depth, sparse_depth, normal,
+    freespace, occupied. A term of weight 0 is not computed.
+    """
+
+    weights: dict = field(
+        default_factory=lambda: {"rgb": 1.0, "freespace": 1.0, "occupied": 1.0, "normal": 0.05}
+    )
+    n_training_points: int = 1024
+    n_eval_points: int = 4000
+    patch_size: int = 1
+    reduction: str = "sum"
+    depth_range: tuple = (0.0, 2.4)
+    sample_continuous: bool = False
+    occupancy_random_normal: bool = False
+    depth_loss_on_world_points: bool = False
+    use_cube_intersection: bool = True
+    always_freespace: bool = True
+
+
+@dataclass
+class Rays:
+    """The rays of a step, flat: R pixels of all images, then S sparse points.
+
+    origins, directions : Tensor (R + S, 3)
+    objects : Tensor (R + S,), int64, or None when the batch holds one object
+    rgb : Tensor (R, 3)
+    mask : Tensor (R,), bool
+    depth, hull_depth : Tensor (R,) or None
+        True camera depth and that of the visual hull, +inf where there is no surface.
+    sparse_depth : Tensor (S,) or None
+        Camera depth of the sparse points; nan for padding.
+    n_patches : int
+        Patches at the head of each image's pixels.
+    """
+
+    origins: torch.Tensor
+    directions: torch.Tensor
+    objects: torch.Tensor | None
+    rgb: torch.Tensor
+    mask: torch.Tensor
+    depth: torch.Tensor | None
+    hull_depth: torch.Tensor | None
+    sparse_depth: torch.Tensor | None
+    n_patches: int
+
+
+class Trainer:
+    """Training steps and validation of a DVR model.
+
+    Parameters
+    ----------
+    model : DVR
+    optimizer : torch.optim.Optimizer
+    options : LossOptions
+    device : torch.device
+    seed : int
+        All randomness of a step follows from the seed and the iteration, so that a resumed run
+        equals an uninterrupted one.
+    """
+
+    def __init__(self, model, optimizer, options, device="cpu", seed=0):
+        self.model = model
+        self.optimizer = optimizer
+        self.options = options
+        self.device = torch.device(device)
+        self.seed = seed
+
+    def train_step(self, batch, iteration):
+        """One gradient step.
+
+        Parameters
+        ----------
+        batch : dict
+            A collated batch of the dataset.
+        iteration : int
+
+        Returns
+        -------
+        dict of float
+            ``loss``, every term by its name (summed or averaged as the options say, divided by
+            the batch size, without its lambda), and ``hit_share``, the share of rays that found a surface.
+
+        Raises
+        ------
+        FloatingPointError
+            When a term is not finite; the weights are left as they were.
+        """
+        self.model.train()
+        generator = self._generator(0, iteration)
+        steps = self.model.depth_function.training_steps(iteration)
+        rays = self._sample(batch, self.options.n_training_points, generator)
+        wanted = {name for name, weight in self.options.weights.items() if weight != 0}
+        values, hit = self._terms(rays, self._encode(batch), wanted, steps, generator)
+        terms = self._reduced(values, len(batch["img"]))
+        loss = self._weighted(terms)
+        if not torch.isfinite(loss):
+            bad = [name for name, term in terms.items() if not torch.isfinite(term)]
+            raise FloatingPointError(f"the loss term {', '.join(bad)} is not finite")
+        self.optimizer.zero_grad(set_to_none=True)
+        if loss.requires_grad:
+            loss.backward()
+            self.optimizer.step()
+        report = {"loss": loss, **terms, "hit_share": hit.float().mean()}
+        return {name: float(value.detach()) for name, value in report.items()}
+
+    @torch.no_grad()
+    def evaluate(self, batches):
+        """Validation over batches, with ``n_eval_points`` pixels per image and the full march.
+
+        Returns
+        -------
+        dict of float
+            ``loss`` and its terms as in training; ``loss_rgb_eval``, ``loss_depth_eval``,
+            ``loss_sparse_depth_val``, ``normal_loss_eval``: means over the rays they apply to (nan
+            when there is none); ``mask_intersection``: share of pixels where hit equals mask;
+            ``mask_iou``: intersection over union of hits and mask, mean over images.
+        """
+        self.model.eval()
+        sums, counts = defaultdict(float), defaultdict(int)
+
+        def add(name, total, count):
+            sums[name] += float(total)
+            counts[name] += count
+
+        ray_means = {
+            "rgb": "loss_rgb_eval",
+            "depth": "loss_depth_eval",
+            "sparse_depth": "loss_sparse_depth_val",
+            "normal": "normal_loss_eval",
+        }
+        for i, batch in enumerate(batches):
+            generator = self._generator(1, i)
+            rays = self._sample(batch, self.options.n_eval_points, generator)
+            wanted = set(self.options.weights)
+            values, hit = self._terms(rays, self._encode(batch), wanted, None, generator)
+            batch_size = len(batch["img"])
+            terms = self._reduced(values, batch_size)
+            for name, term in {"loss": self._weighted(terms), **terms}.items():
+                add(name, term * batch_size, batch_size)
+            for name, metric in ray_means.items():
+                if name in values:
+                    add(metric, values[name].sum(), values[name].numel())
+            add("mask_intersection", (hit == rays.mask).sum(), hit.numel())
+            hit, mask = hit.view(batch_size, -1), rays.mask.view(batch_size, -1)
+            union = (hit | mask).sum(1)
+            iou = torch.where(union > 0, (hit & mask).sum(1) / union.clamp_min(1), 1)
+            add("mask_iou", iou.sum(), batch_size)
+        return {name: sums[name] / counts[name] if counts[name] else np.nan for name in sums}
+
+    def _generator(self, *stream):
+        state = np.random.SeedSequence([self.seed, *stream]).generate_state(1, np.uint64)
+        return torch.Generator().manual_seed(int(state[0]))
+
+    def _encode(self, batch):
+        inputs = batch.get("inputs")
+        return self.model.encode(None if inputs is None else inputs.to(self.device))
+
+    def _sample(self, batch, n_points, generator):
+        """Choose pixels and look up what is known of them; only that moves to the device."""
+        image = batch["img"]
+        batch_size, height, width = image.shape[:3]
+        pixels, n_patches = sample_pixels(
+            n_points, self.options.patch_size, height, width, batch_size, generator,
+            self.options.sample_continuous,
+        )
+        matrices = (batch["img.camera_mat"], batch["img.world_mat"], batch["img.scale_mat"])
+        to_image = geometry.object_to_image(*matrices)
+        all_pixels, sparse_depth = [pixels], None
+        if self.options.weights.get("sparse_depth", 0) != 0 and "sparse_depth.points" in batch:
+            points, valid = batch["sparse_depth.points"], batch["sparse_depth.valid"]
+            if points.shape[1] > n_points:
+                chosen = torch.randperm(points.shape[1], generator=generator)[:n_points]
+                points, valid = points[:, chosen], valid[:, chosen]
+            world_to_image = matrices[0].double() @ matrices[1].double()
+            sparse_pixels, sparse_depth = geometry.project(points, world_to_image)
+            all_pixels.append(sparse_pixels.where(valid[..., None], 0))
+            sparse_depth = sparse_depth.where(valid, torch.nan)
+
+        rays = [geometry.camera_rays(p, to_image) for p in all_pixels]
+        objects = None
+        if batch_size > 1:
+            objects = torch.cat(
+                [torch.arange(batch_size).repeat_interleave(p.shape[1]) for p in all_pixels]
+            )
+
+        def flat(*tensors):
+            tensors = [t.flatten(0, 1) for t in tensors if t is not None]
+            return torch.cat(tensors).to(self.device, non_blocking=True) if tensors else None
+
+        def known(key):
+            return flat(geometry.look_up(batch[key], pixels)) if key in batch else None
+
+        return Rays(
+            origins=flat(*(origins for origins, _ in rays)),
+            directions=flat(*(directions for _, directions in rays)),
+            objects=None if objects is None else objects.to(self.device),
+            rgb=known("img").float() / 255,
+            mask=known("img.mask"),
+            depth=known("img.depth"),
+            hull_depth=known("img.visual_hull_depth"),
+            sparse_depth=flat(sparse_depth),
+            n_patches=n_patches,
+        )
+
+    def _terms(self, rays, shifts, wanted, n_steps, generator):
+        """Per-ray values of the wanted terms.
+
+        Returns
+        -------
+        values : dict of Tensor
+            By term; one value per ray (or patch) that the term applies to.
+        hit : Tensor (R,), bool
+            Which pixels found a surface.
+        """
+        decoder, n_pixels = self.model.decoder, len(rays.mask)
+        hits = self.model.find_surface(
+            rays.origins, rays.directions, shifts, rays.objects, n_steps, generator
+        )
+        hit = hits.hit[:n_pixels]
+        groups = self._choose(rays, hits.hit, wanted, generator)
+        sparse, visible, stray = (group for group, _ in groups[:3])
+        points = torch.cat(
+            [hits.points[sparse], hits.points[visible], hits.points[stray]]
+            + [points for _, points in groups[3:]]
+        )
+        chosen = torch.cat([group for group, _ in groups])
+        objects = None if rays.objects is None else rays.objects[chosen]
+        out, trace = decoder.trace(points, shifts, objects)
+        at_sparse, at_visible, at_stray, at_free, at_occupied = out.split(
+            [len(group) for group, _ in groups]
+        )
+
+        # Sparse and visible rays come first: the surface under them moves with the weights.
+        moving = torch.cat([sparse, visible])
+        found = hits.depth[moving]
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                rate = decoder.directional_derivative(
+                    trace[: len(moving)], rays.directions[moving]
+                )
+            attached = depth_with_gradient(found, out[: len(moving), 0], rate[:, 0])
+            colors = follow_surface(out[: len(moving), 1:], rate[:, 1:], found, attached)
+        else:
+            attached, colors = found, out[: len(moving), 1:]
+        sparse_depth, depth = attached.split([len(sparse), len(visible)])
+
+        values = {}
+        if self.model.has_color and wanted & COLOR_TERMS:
+            rgb = torch.sigmoid(colors[len(sparse) :])
+            if "rgb" in wanted:
+                values["rgb"] = losses.photometric(rgb, rays.rgb[visible])
+            if "image_gradients" in wanted and self.options.patch_size > 1:
+                values["image_gradients"] = self._image_gradients(rays, rgb, visible)
+        if "depth" in wanted and rays.depth is not None:
+            known = rays.depth[visible].isfinite()
+            values["depth"] = self._depth_values(
+                depth[known], rays.depth[visible[known]], rays.directions[visible[known]]
+            )
+        if rays.sparse_depth is not None:
+            true = rays.sparse_depth[sparse - n_pixels]
+            values["sparse_depth"] = self._depth_values(sparse_depth, true, rays.directions[sparse])
+        if "normal" in wanted:
+            rows = slice(len(sparse), len(sparse) + len(visible) + len(stray))
+            values["normal"] = self._normal_values(
+                points[rows], trace[rows], shifts, None if objects is None else objects[rows],
+                generator,
+            )
+        if "freespace" in wanted:
+            values["freespace"] = losses.freespace(torch.cat([at_stray[:, 0], at_free[:, 0]]))
+        if "occupied" in wanted:
+            values["occupied"] = losses.occupied(at_occupied[:, 0])
+        return values, hit
+
+    def _choose(self, rays, hit, wanted, generator):
+        """The rays of each kind that some wanted term needs, and points for those without a hit.
+
+        Returns
+        -------
+        list of (indices (M,), points (M, 3) or None)
+            Sparse points hit; hits inside the mask; hits outside of it; free; occupied.
+        """
+        n_pixels = len(rays.mask)
+        hit, sparse_hit = hit[:n_pixels], hit[n_pixels:]
+        mask = rays.mask
+        nothing = torch.zeros_like(mask)
+
+        def indices(which, *terms):
+            return (which if wanted.intersection(terms) else nothing).nonzero()[:, 0]
+
+        sparse = indices(nothing)
+        if rays.sparse_depth is not None:
+            sparse = n_pixels + (sparse_hit & rays.sparse_depth.isfinite()).nonzero()[:, 0]
+        visible = indices(hit & mask, *COLOR_TERMS, "depth", "normal")
+        stray = indices(hit & ~mask, "normal", "freespace")
+
+        near, far = self._interval(rays, CUBE_PADDING)
+        depth = torch.lerp(near, far, self._uniform(near, generator))
+        free = ~hit & ~mask & (far > near) if self.options.always_freespace else nothing
+        free = indices(free, "freespace")
+        free_points = rays.origins[free] + depth[free, None] * rays.directions[free]
+
+        depth, known = self._occupied_depth(rays, generator)
+        occupied = indices(~hit & mask & known, "occupied")
+        occupied_points = rays.origins[occupied] + depth[occupied, None] * rays.directions[occupied]
+        return [
+            (sparse, None), (visible, None), (stray, None),
+            (free, free_points), (occupied, occupied_points),
+        ]
+
+    def _occupied_depth(self, rays, generator):
+        """Depth (R,) at which a ray of the mask shall be occupied, and where there is one."""
+        near, far = self._interval(rays, 0.0)
+        if self.options.occupancy_random_normal:
+            noise = torch.randn(len(near), generator=generator).to(near)
+            depth = (near + far) / 2 + noise * (far - near) / 8
+        else:
+            depth = torch.lerp(near, far, self._uniform(near, generator))
+        known = far > near
+        for given in (rays.hull_depth, rays.depth):
+            if given is not None:
+                depth, known = given.where(given.isfinite(), depth), known | given.isfinite()
+        return depth, known
+
+    def _interval(self, rays, padding):
+        origins, directions = rays.origins[: len(rays.mask)], rays.directions[: len(rays.mask)]
+        if self.options.use_cube_intersection:
+            return geometry.cube_interval(origins, directions, padding)[:2]
+        near = torch.zeros_like(origins[:, 0])
+        return near, torch.full_like(near, self.options.depth_range[1])
+
+    @staticmethod
+    def _uniform(like, generator):
+        return torch.rand(len(like), generator=generator).to(like)
+
+    def _image_gradients(self, rays, rgb, visible):
+        size = self.options.patch_size
+        n_images = 1 if rays.objects is None else int(rays.objects[-1]) + 1
+
+        def patches(values):
+            values = values.view(n_images, -1, *values.shape[1:])[:, : rays.n_patches * size**2]
+            return values.reshape(n_images * rays.n_patches, size**2, *values.shape[2:])
+
+        seen = torch.zeros_like(rays.mask).index_fill(0, visible, True)
+        whole = patches(seen).all(dim=1)
+        predicted = torch.zeros_like(rays.rgb).index_copy(0, visible, rgb)
+        return losses.image_gradient(patches(predicted)[whole], patches(rays.rgb)[whole], size)
+
+    def _depth_values(self, predicted, true, directions):
+        if self.options.depth_loss_on_world_points:
+            return losses.depth_as_points(predicted, true, directions)
+        return losses.depth(predicted, true)
+
+    def _normal_values(self, points, trace, shifts, objects, generator):
+        offset = torch.rand(len(points), 3, generator=generator).to(points) - 0.5
+        with torch.no_grad():  # signs only: the gradient's own graph follows from the weights
+            _, nearby = self.model.decoder.trace(
+                points + NORMAL_NEIGHBORHOOD * offset, shifts, objects
+            )
+        return losses.normal_smoothness(self.model.normals(trace), self.model.normals(nearby))
+
+    def _reduced(self, values, batch_size):
+        method = self.options.reduction
+        return {name: losses.reduce(v, method) / batch_size for name, v in values.items()}
+
+    def _weighted(self, terms):
+        total = torch.zeros((), device=self.device)
+        for name, term in terms.items():
+            weight = self.options.weights.get(name, 0)
+            if weight != 0:
+                total = total + weight * term
+        return total

@@ -1,0 +1,187 @@
+"""How well a predicted surface matches the true one (method section 9).
+
+All distances are in object units: the object fills a cube of edge 1, and 0.01 is one hundredth
+of that edge.
+"""
+
+import logging
+
+import numpy as np
+import trimesh
+from scipy.spatial import cKDTree
+
+logger = logging.getLogger(__name__)
+
+THRESHOLDS = np.arange(1, 1001) / 1000
+"""Distances 0.001, 0.002 ... 1 at which precision, recall and F are reported."""
+
+
+def evaluate_mesh(
+    mesh, gt_points, gt_normals=None, n_points=100_000, seed=0, points_iou=None, occupancies=None
+):
+    """Compare a mesh with the true surface.
+
+    Parameters
+    ----------
+    mesh : trimesh.Trimesh
+        Predicted mesh in object space. Without faces, or with a total area that is zero or not
+        finite, it counts as empty and gets the worst value of every metric.
+    gt_points, gt_normals : array (M, 3)
+        The true cloud in object space; the normals may be None.
+    n_points : int
+        Number of points drawn on the mesh.
+    seed : int or numpy.random.Generator
+        The same seed gives the same points.
+    points_iou, occupancies : array (K, 3) and (K,), optional
+        Points in object space and whether each lies inside the true object.
+
+    Returns
+    -------
+    dict of str to float
+        Everything ``evaluate_pointclouds`` returns and, only when ``points_iou`` is given, 'iou'.
+        Inside and outside are well defined for watertight meshes alone.
+    """
+    points, normals = sample_mesh(mesh, n_points, seed)
+    metrics = evaluate_pointclouds(points, gt_points, normals, gt_normals)
+    if points_iou is not None:
+        inside = mesh.contains(points_iou) if len(points) else np.zeros(len(points_iou), bool)
+        metrics["iou"] = occupancy_iou(inside, occupancies)
+    return metrics
+
+
+def sample_mesh(mesh, n_points, seed=0):
+    """Draw points uniformly by area on a mesh.
+
+    Returns
+    -------
+    points, normals : array (n_points, 3)
+        The points and the unit normals of the faces they lie on; both (0, 3) when the mesh has
+        no faces or its area is zero or not finite.
+    """
+    if not 0 < mesh.area < np.inf:
+        return np.empty((0, 3)), np.empty((0, 3))
+    points, faces = trimesh.sample.sample_surface(mesh, n_points, seed=seed)
+    return points, mesh.face_normals[faces]
+
+
+def evaluate_pointclouds(pred, gt, pred_normals=None, gt_normals=None, thresholds=THRESHOLDS):
+    """Compare a cloud of predicted surface points with the true cloud (method section 9).
+
+    Parameters
+    ----------
+    pred, pred_normals : array (N, 3)
+        Predicted points; an empty cloud gets the worst value of every metric and a warning.
+    gt, gt_normals : array (M, 3)
+        True points.
+    thresholds : array (T,)
+        Distances at which precision, recall and F are taken.
+
+    Returns
+    -------
+    dict of str to float
+        The keys depend on ``thresholds`` alone:
+
+        - 'completeness', 'accuracy': mean distance true -> predicted, predicted -> true;
+        - 'completeness2', 'accuracy2': means of the squared distances;
+        - 'chamferL1', 'chamfer': mean of the first two, mean of the second two;
+        - 'normals completeness', 'normals accuracy', 'normals': mean |cos| between the normals
+          of nearest neighbours, in either direction and on average. The sign of a normal does
+          not matter. NaN, which means over objects skip, where a cloud comes without normals;
+        - 'precision@t' ('recall@t'): share of predicted (true) points whose nearest true
+          (predicted) point is at most t away; 'F@t': their harmonic mean, 0 where both are 0.
+
+    Raises
+    ------
+    ValueError
+        When the true cloud is empty or a coordinate is not finite.
+    """
+    pred, gt = np.asarray(pred), np.asarray(gt)
+    if len(gt) == 0:
+        raise ValueError("the true point cloud is empty: there is nothing to compare with")
+    if len(pred) == 0:
+        logger.warning("empty prediction: every metric gets its worst value")
+        return _worst_metrics(thresholds, has_normals=gt_normals is not None)
+    completeness, nearest_pred = cKDTree(pred).query(gt, workers=-1)
+    accuracy, nearest_gt = cKDTree(gt).query(pred, workers=-1)
+    normals_completeness = normals_accuracy = np.nan
+    if pred_normals is not None and gt_normals is not None:
+        pred_normals, gt_normals = np.asarray(pred_normals), np.asarray(gt_normals)
+        normals_completeness = _mean_abs_cosine(gt_normals, pred_normals[nearest_pred])
+        normals_accuracy = _mean_abs_cosine(pred_normals, gt_normals[nearest_gt])
+    return _metrics(
+        completeness=completeness.mean(),
+        accuracy=accuracy.mean(),
+        completeness2=np.square(completeness).mean(),
+        accuracy2=np.square(accuracy).mean(),
+        normals_completeness=normals_completeness,
+        normals_accuracy=normals_accuracy,
+        thresholds=thresholds,
+        precision=_share_within(accuracy, thresholds),
+        recall=_share_within(completeness, thresholds),
+    )
+
+
+def occupancy_iou(inside, occupancies):
+    """Intersection over union of two sets of points given as flags (K,); 0 if both are empty."""
+    inside, occupancies = np.asarray(inside) > 0.5, np.asarray(occupancies) > 0.5
+    return float((inside & occupancies).sum() / max((inside | occupancies).sum(), 1))
+
+
+def _share_within(distances, thresholds):
+    """Share of the distances (N,) that are <= each threshold (T,): one sort serves them all."""
+    return np.searchsorted(np.sort(distances), thresholds, side="right") / len(distances)
+
+
+def _mean_abs_cosine(a, b):
+    """Mean |cos| between the rows of a and b (N, 3); a row of length zero agrees with nothing."""
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    dots = np.abs((a * b).sum(axis=1))
+    return np.divide(dots, lengths, out=np.zeros_like(lengths), where=lengths > 0).mean()
+
+
+def _worst_metrics(thresholds, has_normals):
+    """What an empty prediction gets; distances are the diagonal of the cube."""
+    nothing = np.zeros(len(thresholds))
+    worst_normals = -1.0 if has_normals else np.nan
+    return _metrics(
+        completeness=np.sqrt(3),
+        accuracy=np.sqrt(3),
+        completeness2=3.0,
+        accuracy2=3.0,
+        normals_completeness=worst_normals,
+        normals_accuracy=worst_normals,
+        thresholds=thresholds,
+        precision=nothing,
+        recall=nothing,
+    )
+
+
+def _metrics(
+    *,
+    completeness,
+    accuracy,
+    completeness2,
+    accuracy2,
+    normals_completeness,
+    normals_accuracy,
+    thresholds,
+    precision,
+    recall,
+):
+    """The row of metrics; the one place that knows the keys, so that no row can lack one."""
+    metrics = {
+        "completeness": completeness,
+        "accuracy": accuracy,
+        "normals completeness": normals_completeness,
+        "normals accuracy": normals_accuracy,
+        "normals": (normals_completeness + normals_accuracy) / 2,
+        "completeness2": completeness2,
+        "accuracy2": accuracy2,
+        "chamfer": (completeness2 + accuracy2) / 2,
+        "chamferL1": (completeness + accuracy) / 2,
+    }
+    total = precision + recall
+    f_score = np.divide(2 * precision * recall, total, out=np.zeros(len(total)), where=total > 0)
+    for name, values in (("precision", precision), ("recall", recall), ("F", f_score)):
+        metrics.update((f"{name}@{t:.4f}", value) for t, value in zip(thresholds, values))
+    return {name: float(value) for name, value in metrics.items()}

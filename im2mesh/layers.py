@@ -1,0 +1,21 @@
+"""Network layers."""
+
+import torch.nn.functional as F
+from torch import nn
+
+
+class ResnetBlock(nn.Module):
+    """``x + fc_1(relu(fc_0(relu(x))))``, all of one size.
+
+    ``fc_1.weight`` starts at zero (the block starts as the identity plus a bias).
+    Input and output are (..., size).
+    """
+
+    def __init__(self, size):
+        super().__init__()
+        self.fc_0 = nn.Linear(size, size)
+        self.fc_1 = nn.Linear(size, size)
+        nn.init.zeros_(self.fc_1.weight)
+
+    def forward(self, x):
+        return x + self.fc_1(F.relu(self.fc_0(F.relu(x))))

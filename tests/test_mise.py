@@ -1,0 +1,189 @@
+"""MISE against its definition written out on dense arrays, and its protocol."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from im2mesh.ext import MISE
+from tests.reference import both_files, load, needs_reference
+
+
+def solve(grid, resolution_0, depth, threshold=0.0):
+    """MISE on a dense array of values; returns it and the points of each round."""
+    mise = MISE(resolution_0, depth, threshold)
+    rounds = []
+    while len(points := mise.query()):
+        rounds.append(points)
+        mise.update(points, grid[tuple(points.T)])
+    return mise, rounds
+
+
+def oracle(grid, resolution_0, depth, threshold=0.0):
+    """The definition: whether each point of the grid is known, for every round."""
+    known = np.zeros(grid.shape, dtype=bool)
+    known[:: 2**depth, :: 2**depth, :: 2**depth] = True
+    leaves = {(0, cell) for cell in itertools.product(range(resolution_0), repeat=3)}
+    while True:
+        yield known
+        known = known.copy()
+        active = set()
+        for level, cell in leaves:
+            size = 2**depth >> level
+            box = tuple(slice(c * size, (c + 1) * size + 1) for c in cell)
+            values = grid[box][known[box]]
+            if level < depth and values.min() <= threshold <= values.max():
+                active.add((level, cell))
+        if not active:
+            return
+        leaves -= active
+        for level, cell in active:
+            half = 2**depth >> (level + 1)
+            box = tuple(slice(c * 2 * half, (c + 1) * 2 * half + 1, half) for c in cell)
+            known[box] = True
+            leaves |= {
+                (level + 1, tuple(2 * c + o for c, o in zip(cell, offset, strict=True)))
+                for offset in itertools.product((0, 1), repeat=3)
+            }
+
+
+def waves(seed, resolution, frequency):
+    """A random smooth field on the grid; high frequencies hide from the coarse grid."""
+    rng = np.random.default_rng(seed)
+    axes = np.stack(np.meshgrid(*[np.linspace(0, 1, resolution + 1)] * 3, indexing="ij"), axis=-1)
+    directions = rng.normal(size=(3, 6)) * frequency
+    return np.cos(axes @ directions + rng.uniform(0, 6, 6)) @ rng.normal(size=6)
+
+
+@pytest.mark.parametrize("resolution_0, depth", [(4, 2), (3, 3), (2, 0), (1, 4)])
+@pytest.mark.parametrize("seed, frequency", [(0, 2), (0, 8), (5, 6), (4, 12), (5, 4), (0, 60)])
+def test_asks_exactly_what_the_definition_says(resolution_0, depth, seed, frequency):
+    grid = waves(seed, resolution_0 << depth, frequency)
+    mise, rounds = solve(grid, resolution_0, depth, threshold=0.1)
+    known = list(oracle(grid, resolution_0, depth, threshold=0.1))
+    asked = np.zeros(grid.shape, dtype=int)
+    assert len(rounds) == len(known)
+    for points, expected in zip(rounds, known, strict=True):
+        np.add.at(asked, tuple(points.T), 1)
+        assert (asked == expected).all()  # and so nothing is asked twice
+    assert mise.n_points == asked.sum()
+
+
+def test_neighbours_of_split_voxels_are_split():
+    """The definition test is of little use if late voxels never occur in it."""
+    _, rounds = solve(waves(0, 24, 8), 3, 3, threshold=0.1)
+    assert len(rounds) > 1 + 3
+
+
+@pytest.mark.parametrize("frequency", [2, 12, 60])
+def test_dense_grid_has_the_right_values_and_makes_up_no_surface(frequency):
+    grid = waves(1, 32, frequency)
+    mise, rounds = solve(grid, 4, 3)
+    dense = mise.to_dense()
+    asked = tuple(np.concatenate(rounds).T)
+    assert (dense[asked] == grid[asked]).all()
+    for axis in range(3):
+        known = np.zeros(grid.shape, dtype=bool)
+        known[asked] = True
+        inside, known = (np.moveaxis(a, axis, 0) for a in (dense > 0, known))
+        crossing = inside[1:] != inside[:-1]
+        assert crossing.any()
+        assert (known[1:] & known[:-1])[crossing].all()
+    lower, upper = (3, 0, 32), (9, 33, 33)
+    assert (mise.to_dense(lower, upper) == dense[3:9, :, 32:]).all()
+
+
+def test_smooth_field_gets_the_signs_of_the_whole_grid():
+    grid = waves(5, 32, 2)
+    mise, _ = solve(grid, 8, 2)
+    assert ((mise.to_dense() > 0) == (grid > 0)).all()
+    assert mise.n_points < grid.size / 2
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_cells_are_the_finest_voxels_the_surface_crosses(depth):
+    grid = waves(2, 16, 6)
+    mise, _ = solve(grid, 16 >> depth, depth, threshold=0.25)
+    cells, values = mise.cells()
+    dense = mise.to_dense()
+    corners = np.stack([dense[x:, y:, z:][:16, :16, :16] for x, y, z in np.ndindex(2, 2, 2)], -1)
+    n_inside = (corners > 0.25).sum(axis=-1)
+    expected = np.argwhere((n_inside > 0) & (n_inside < 8))
+    order = np.lexsort(cells.T[::-1])
+    assert (cells[order] == expected).all()
+    assert (values[order] == corners[tuple(expected.T)]).all()
+
+
+def test_value_on_the_threshold_counts_for_both_sides():
+    grid = np.full((9, 9, 9), -1.0)
+    grid[4, 4, 4] = 0.5
+    _, rounds = solve(grid, 4, 1, threshold=0.5)
+    assert len(rounds[1]) == 5**3 - 3**3  # the 8 voxels around the point; 27 corners were known
+    grid[4, 4, 4] = np.nextafter(0.5, 0)
+    _, rounds = solve(grid, 4, 1, threshold=0.5)
+    assert len(rounds) == 1
+
+
+def test_infinite_values_are_values():
+    grid = np.where(waves(1, 16, 2) > 0, np.inf, -np.inf)
+    mise, _ = solve(grid, 8, 1)
+    assert (mise.to_dense() == grid).all()
+    assert (mise.lowest, mise.highest) == (-np.inf, np.inf)
+
+
+def test_answers_may_come_in_parts_and_in_any_order():
+    grid = waves(4, 16, 6)
+    whole, _ = solve(grid, 4, 2)
+    mise = MISE(4, 2, 0.0)
+    rng = np.random.default_rng(0)
+    while len(points := mise.query()):
+        assert (mise.query() == points).all()
+        points = rng.permutation(points)[: len(points) // 2 + 1]
+        mise.update(points, grid[tuple(points.T)])
+    assert mise.n_points == whole.n_points
+    assert (mise.to_dense() == whole.to_dense()).all()
+
+
+def test_misuse_is_refused():
+    mise = MISE(2, 1, 0.0)
+    points = mise.query()
+    zeros = np.zeros(len(points))
+    with pytest.raises(ValueError, match="not answered"):
+        mise.cells()
+    with pytest.raises(ValueError, match="not answered"):
+        mise.to_dense()
+    with pytest.raises(ValueError, match="takes points"):
+        mise.update(points, zeros[1:])
+    with pytest.raises(ValueError, match="NaN"):
+        mise.update(points, zeros * np.nan)
+    with pytest.raises(ValueError, match="not being asked for"):
+        mise.update(points + 1, zeros)
+    with pytest.raises(ValueError, match="not being asked for"):
+        mise.update(-points, zeros)
+    for resolution_0, depth in ((0, 1), (2, -1), (1 << 20, 1), (1, 64)):
+        with pytest.raises(ValueError, match="resolution"):
+            MISE(resolution_0, depth, 0.0)
+    mise = MISE(2, 0, 0.0)
+    mise.update(points // 2, zeros)
+    with pytest.raises(ValueError, match="not within"):
+        mise.to_dense((0, 0, 0), (4, 3, 3))
+
+
+@needs_reference
+@both_files
+def test_reference_queries_and_grid(name):
+    data, decoder = load(name)
+    shifts = decoder.condition(data["c"][:1])
+    mise = MISE(16, 2, 0.0)
+    counts = []
+    while len(points := mise.query()):
+        counts.append(len(points))
+        with torch.no_grad():
+            logits = decoder(torch.tensor(points / 64 - 0.5, dtype=torch.float32), shifts)[:, 0]
+        mise.update(points, logits.double().numpy())
+    assert counts == data["mise_query_counts"].tolist()
+    dense, expected = mise.to_dense()[::3, ::3, ::3], data["mise_dense_stride3"].numpy()
+    assert ((dense > 0) == (expected > 0)).all()
+    near_surface = np.abs(expected) < 0.5  # asked for, by both
+    assert np.abs(dense - expected)[near_surface].max() < 1e-4

@@ -1,0 +1,366 @@
+"""Synthetic data: exact against closed forms, and in the conventions that the rest reads by."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import OpenEXR
+import pytest
+import torch
+import trimesh
+from PIL import Image
+
+from im2mesh import geometry
+from im2mesh.errors import InputError
+from im2mesh.synthetic import make_dtu_scene, shapes, write_exr
+from im2mesh.synthetic.dataset import SCALE, place_cameras
+from im2mesh.synthetic.render import Scene, pixel_grid, render
+from im2mesh.synthetic.tugboat import tugboat
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = dict(n_views=6, size=(48, 65), n_points=3000, n_sparse=300)
+
+
+def read_exr(path):
+    with OpenEXR.File(str(path)) as file:
+        return file.channels()["Z"].pixels
+
+
+@pytest.fixture(scope="module")
+def boat():
+    return Scene(tugboat())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_dtu_scene(tmp_path_factory.mktemp("dtu"), **SMALL)
+
+
+@pytest.fixture(scope="module")
+def cameras(folder):
+    return np.load(folder / "cameras.npz")
+
+
+def project(cameras, i, points, world=False):
+    """Pixels (N, 2) and depths (N,) by im2mesh.geometry."""
+    camera, world_mat, scale = (
+        torch.from_numpy(cameras[f"{key}_mat_{i}"])[None] for key in ("camera", "world", "scale")
+    )
+    matrix = geometry.object_to_image(camera, world_mat, torch.eye(4)[None] if world else scale)
+    pixels, depth = geometry.project(torch.from_numpy(points).double()[None], matrix)
+    return pixels[0], depth[0].numpy()
+
+
+def nearest(image, pixels):
+    return geometry.look_up(torch.from_numpy(image)[None], pixels[None])[0].numpy()
+
+
+def camera_for(scene, size, seed=0):
+    return place_cameras(scene, 1, size, np.random.default_rng(seed))[0]
+
+
+# ---------------------------------------------------------------- files and conventions
+
+
+def test_convention_depth_map_lies_on_the_surface(folder, cameras, boat):
+    """Pixels taken back to object space by im2mesh.geometry are points of the boat's surface."""
+    for i in range(SMALL["n_views"]):
+        depth = read_exr(folder / f"depth/{i:06d}.exr")
+        pixels = geometry.pixel_centers(*depth.shape, dtype=torch.float64)
+        matrix = geometry.object_to_image(
+            *(torch.from_numpy(cameras[f"{k}_mat_{i}"])[None] for k in ("camera", "world", "scale"))
+        )
+        origins, directions = geometry.camera_rays(pixels[None], matrix)
+        hit = np.isfinite(depth.ravel())
+        points = origins[0].numpy()[hit] + depth.ravel()[hit, None] * directions[0].numpy()[hit]
+        view = directions[0].numpy()[hit]
+        view /= np.linalg.norm(view, axis=1, keepdims=True)
+        assert not boat.inside(points - 1e-5 * view).any()
+        assert boat.inside(points + 1e-4 * view).mean() > 0.99  # grazing rays come out again
+
+
+def test_convention_cloud_falls_on_mask_and_never_before_the_depth(folder, cameras):
+    points = np.load(folder / "pointcloud.npz")["points"]
+    for i in range(SMALL["n_views"]):
+        mask = np.array(Image.open(folder / f"mask/{i:06d}.png")) > 0
+        depth = read_exr(folder / f"depth/{i:06d}.exr")
+        pixels, z = project(cameras, i, points)
+        assert nearest(mask, pixels).mean() > 0.93  # the rest: pixels cut by the outline
+        shifted = [np.roll(depth, (a, b), (0, 1)) for a in (-1, 0, 1) for b in (-1, 0, 1)]
+        low, high = np.min(shifted, 0), np.max(shifted, 0)
+        flat = nearest(high < low + 0.08 * SCALE, pixels)
+        low, high = nearest(low, pixels)[flat], nearest(high, pixels)[flat]
+        assert flat.mean() > 0.2
+        assert (z[flat] > low - 0.02 * SCALE).mean() > 0.99
+        seen = z[flat] < high + 0.02 * SCALE
+        assert 0.1 < seen.mean() < 0.9  # about half the surface faces away
+
+
+def test_files_agree_with_each_other(folder, cameras):
+    height, width = SMALL["size"]
+    for i in range(SMALL["n_views"]):
+        image = np.array(Image.open(folder / f"image/{i:06d}.png"))
+        mask = np.array(Image.open(folder / f"mask/{i:06d}.png"))
+        depth = read_exr(folder / f"depth/{i:06d}.exr")
+        assert image.shape == (height, width, 3) and mask.shape == depth.shape == (height, width)
+        assert depth.dtype == np.float32 and set(np.unique(mask)) == {0, 255}
+        np.testing.assert_array_equal(np.isfinite(depth), mask > 0)
+        assert (image[mask == 0] == 255).all() and image[mask > 0].std() > 40
+        rows, columns = np.nonzero(mask)
+        border = rows.min(), columns.min(), height - 1 - rows.max(), width - 1 - columns.max()
+        assert min(border) >= 1 and min(border[0] + border[2], border[1] + border[3]) <= 6
+    assert len(list((folder / "image").iterdir())) == SMALL["n_views"]
+
+
+def test_cameras(cameras):
+    for i in range(SMALL["n_views"]):
+        for key in ("camera_mat", "world_mat", "scale_mat"):
+            matrix = cameras[f"{key}_{i}"]
+            assert matrix.shape == (4, 4) and matrix.dtype == np.float64
+            np.testing.assert_allclose(matrix @ cameras[f"{key}_inv_{i}"], np.eye(4), atol=1e-9)
+        rotation = cameras[f"world_mat_{i}"][:3, :3]
+        np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-12)
+        assert np.linalg.det(rotation) == pytest.approx(1)
+        assert rotation[1] @ [0, 1, 0] < 0  # up in the world is up in the picture: y points down
+        scale = cameras[f"scale_mat_{i}"]
+        assert scale[0, 0] == scale[1, 1] == scale[2, 2] == SCALE and (scale[:3, 3] != 0).all()
+    assert len(cameras.files) == 6 * SMALL["n_views"]
+
+
+def test_cameras_stand_all_around_above_and_below(boat):
+    placed = place_cameras(boat, 32, (120, 160), np.random.default_rng(0))
+    eyes = np.array([camera.rays(np.zeros((1, 2)))[0] for camera in placed])
+    eyes /= np.linalg.norm(eyes, axis=1, keepdims=True)
+    assert eyes[:, 1].min() < -0.5 and eyes[:, 1].max() > 0.8
+    directions = np.random.default_rng(0).normal(size=(1000, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    directions = directions[np.abs(directions[:, 1]) < 0.6]
+    assert (directions @ eyes.T).max(1).min() > np.cos(np.radians(40))  # a camera near every one
+
+
+def test_sparse_points(folder, cameras):
+    cloud = np.load(folder / "pcl.npz")
+    points, in_hull = cloud["points"], cloud["is_in_visual_hull"]
+    assert in_hull.sum() == SMALL["n_sparse"] and (~in_hull).sum() == SMALL["n_sparse"] // 20
+    assert cloud["colors"].shape == points.shape and cloud["colors"].dtype == np.uint8
+    n_seen, outside = np.zeros(len(points), int), np.zeros(len(points), bool)
+    for i in range(SMALL["n_views"]):
+        image = np.array(Image.open(folder / f"image/{i:06d}.png")).astype(float)
+        mask = np.array(Image.open(folder / f"mask/{i:06d}.png")) > 0
+        depth = read_exr(folder / f"depth/{i:06d}.exr")
+        pixels, z = project(cameras, i, points, world=True)
+        outside |= ~nearest(mask, pixels)
+        seen = cloud[f"visibility_{i:04d}"]
+        n_seen[seen] += 1
+        on_object = seen[in_hull[seen] & nearest(mask, pixels)[seen]]
+        assert len(on_object) > 50
+        z_error = np.abs(nearest(depth, pixels) - z)[on_object]
+        assert np.median(z_error) < 0.02 * SCALE
+        colour_error = np.abs(nearest(image, pixels) - cloud["colors"])[on_object]
+        assert np.median(colour_error) < 20  # same order of channels, same colour from all sides
+    assert (n_seen[in_hull] >= 2).all() and outside[~in_hull].all()
+
+
+def test_same_seed_same_bytes(tmp_path):
+    small = dict(n_views=2, size=(9, 12), n_points=50, n_sparse=20)
+    first, again, other = (
+        make_dtu_scene(tmp_path / name, seed=seed, **small) for name, seed in zip("abc", (3, 3, 4))
+    )
+    files = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
+    assert len(files) == 3 * 2 + 4  # and nothing temporary
+    for file in files:
+        assert (first / file).read_bytes() == (again / file).read_bytes(), file
+    for file in ("image/000000.png", "cameras.npz", "pointcloud.npz"):
+        assert (first / file).read_bytes() != (other / file).read_bytes(), file
+
+
+def test_exr_round_trip(tmp_path):
+    depth = np.array([[0.5, np.inf, 3.25], [1e-3, 640.1, np.inf]], np.float32)
+    write_exr(tmp_path / "new/depth.exr", depth)
+    with OpenEXR.File(str(tmp_path / "new/depth.exr")) as file:
+        (channel,) = file.channels().values()
+    assert channel.pixels.dtype == np.float32
+    np.testing.assert_array_equal(channel.pixels, depth)
+
+
+def test_refuses_to_overwrite_unless_told(tmp_path):
+    tiny = dict(size=(4, 5), n_points=10, n_sparse=10)
+    folder = make_dtu_scene(tmp_path, n_views=3, **tiny)
+    with pytest.raises(InputError, match="not empty.*--overwrite"):
+        make_dtu_scene(tmp_path, n_views=2, **tiny)
+    assert len(list((folder / "depth").iterdir())) == 3
+    make_dtu_scene(tmp_path, n_views=2, overwrite=True, **tiny)
+    assert [len(list((folder / d).iterdir())) for d in ("image", "mask", "depth")] == [2, 2, 2]
+
+
+def test_command_line(tmp_path):
+    def run(*args):
+        command = [sys.executable, "scripts/make_synthetic_dataset.py", *args]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    done = run(str(tmp_path / "a"), "--views", "1", "--size", "8")
+    assert done.returncode == 0 and str(tmp_path / "a/scan1/scan1") in done.stdout, done.stderr
+    assert Image.open(tmp_path / "a/scan1/scan1/image/000000.png").size == (8, 6)
+    failed = run(str(tmp_path / "a"))
+    assert failed.returncode == 2 and failed.stdout == ""
+    assert failed.stderr.startswith("error: ") and failed.stderr.count("\n") == 1
+
+
+def test_folder_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write .*file"):
+        make_dtu_scene(tmp_path / "file", n_views=1, size=(4, 5))
+
+
+@pytest.mark.parametrize("bad", [{"n_views": 0}, {"size": (1, 5)}, {"size": (5, 1)}])
+def test_impossible_sizes(tmp_path, bad):
+    with pytest.raises(InputError, match="at least"):
+        make_dtu_scene(tmp_path, **bad)
+    assert not any(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------- rendering against closed forms
+
+
+@pytest.fixture(scope="module")
+def ball():
+    return Scene([shapes.sphere(0.4, n=512)])
+
+
+@pytest.mark.parametrize("size", [(2, 2), (31, 40), (40, 31), (33, 33)])
+def test_sphere_depth_is_the_closed_form(ball, size):
+    radius = 0.4
+    camera = camera_for(Scene([shapes.sphere(radius, n=32)]), size)
+    depth = render(ball, camera, size).depth.ravel()
+
+    rows, columns = np.indices(size)
+    pixels = np.stack([2 * columns / (size[1] - 1) - 1, 2 * rows / (size[0] - 1) - 1], -1)
+    origin, w = camera.rays(pixels.reshape(-1, 2))
+    a, b, c = (w * w).sum(1), w @ origin, origin @ origin - radius**2
+    discriminant = b * b - a * c
+    clear = np.abs(discriminant / a) > 1e-4  # not a ray that just grazes the facets
+    np.testing.assert_array_equal(np.isfinite(depth[clear]), discriminant[clear] > 0)
+    assert clear.mean() > 0.9
+    hit = clear & (discriminant > 0)
+    points = origin + depth[hit, None] * w[hit]
+    np.testing.assert_allclose(np.linalg.norm(points, axis=1), radius, atol=2e-5)
+    true = (-b - np.sqrt(np.maximum(discriminant, 0))) / a
+    steep = hit & (discriminant / a > 0.01)
+    np.testing.assert_allclose(depth[steep], true[steep], atol=2e-4 * SCALE, rtol=0)
+
+
+def test_box_depth_is_exact():
+    half = np.array([0.3, 0.2, 0.1])
+    outline = [(-0.3, -0.1), (0.3, -0.1), (0.3, 0.1), (-0.3, 0.1)]
+    scene = Scene([shapes.prism(outline, 0.4)])
+    camera = camera_for(scene, (60, 81))
+    view = render(scene, camera, (60, 81))
+    origin, w = camera.rays(pixel_grid((60, 81)))
+    slabs = np.stack([(-half - origin) / w, (half - origin) / w])
+    near, far = slabs.min(0).max(1), slabs.max(0).min(1)
+    true = np.where(near < far, near, np.inf)
+    np.testing.assert_array_equal(view.mask.ravel(), near < far)
+    np.testing.assert_allclose(view.depth.ravel(), true, atol=1e-9 * SCALE)
+
+
+def test_supersampling_changes_colours_inside_only(boat):
+    camera = camera_for(boat, (30, 40))
+    plain, fine = render(boat, camera, (30, 40)), render(boat, camera, (30, 40), supersample=2)
+    np.testing.assert_array_equal(plain.mask, fine.mask)
+    np.testing.assert_array_equal(plain.depth, fine.depth)
+    assert (fine.image[~fine.mask] == 255).all()
+    assert 0 < np.abs(plain.image.astype(int) - fine.image).mean() < 10
+    black = [shapes.sphere(0.4, n=32).painted(shapes.solid("#000000"))]
+    for supersample in (1, 3):
+        view = render(Scene(black), camera, (30, 40), supersample)
+        assert (view.image[view.mask] == 0).all()  # the white around it is not mixed in
+
+
+def test_colour_does_not_depend_on_the_view(boat):
+    points, faces = boat.sample_surface(200, np.random.default_rng(0))
+    for camera in place_cameras(boat, 3, (60, 80), np.random.default_rng(0)):
+        pixels, z = camera.project(points)
+        origin, directions = camera.rays(pixels)
+        depth, face = boat.cast(origin, directions)
+        seen = np.abs(depth - z) < 1e-6 * SCALE
+        assert seen.sum() > 40
+        seen_colours = boat.colours(origin + depth[seen, None] * directions[seen], face[seen])
+        np.testing.assert_allclose(seen_colours, boat.colours(points, faces)[seen], atol=1e-3)
+
+
+# ---------------------------------------------------------------- the surface cloud
+
+
+def test_cloud_covers_the_outer_surface_of_a_union_evenly():
+    """Two spheres of radius 0.2 whose centres are 0.2 apart: each keeps 3/4 of its surface."""
+    ball = shapes.sphere(0.2, n=128)
+    scene = Scene([ball.moved(x=-0.1), ball.moved(x=0.1)])
+    points, faces = scene.sample_surface(20000, np.random.default_rng(0))
+    centre = np.array([[-0.1, 0, 0], [0.1, 0, 0]])
+    distance = np.linalg.norm(points[:, None] - centre, axis=2)
+    assert distance.min() > 0.2 - 1e-3 and distance.min(1).max() < 0.2 + 1e-9
+    # Archimedes: the area of a spherical zone is proportional to its height.
+    left = points[scene.part_of_face[faces] == 0, 0]
+    assert len(left) / 20000 == pytest.approx(0.5, abs=0.02)
+    assert np.mean(left < -0.15) == pytest.approx(0.5, abs=0.02)
+    normals = (points - centre[scene.part_of_face[faces]]) / 0.2
+    np.testing.assert_allclose((scene.normals[faces] * normals).sum(1), 1, atol=2e-3)
+
+
+def test_cloud_of_the_boat_is_on_the_outside(folder, boat):
+    cloud = np.load(folder / "pointcloud.npz")
+    points, normals = cloud["points"].astype(float), cloud["normals"].astype(float)
+    assert points.shape == normals.shape == (SMALL["n_points"], 3)
+    np.testing.assert_allclose(np.linalg.norm(normals, axis=1), 1, atol=1e-6)
+    assert not boat.inside(points + 2e-5 * normals).any()
+    assert boat.inside(points - 2e-5 * normals).all()
+    # Fresh air: some straight line leads out, except from the depth of a few narrow grooves.
+    trapped = np.arange(len(points))
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        away = rng.normal(size=(len(trapped), 3))
+        away *= np.sign((away * normals[trapped]).sum(1, keepdims=True))
+        _, face = boat.cast(points[trapped] + 2e-5 * normals[trapped], away)
+        trapped = trapped[face >= 0]
+    assert len(trapped) < 0.003 * len(points)
+
+
+def test_boat_fits_the_cube_and_is_far_from_symmetric(boat):
+    corners = boat.triangles.reshape(-1, 3)
+    assert np.abs(corners).max() <= 0.45
+    mirrored = corners * [1, 1, -1]
+    assert boat.inside(0.999 * mirrored[::7]).mean() < 0.95
+
+
+def test_parts_are_closed_and_face_outwards(boat):
+    for i, part in enumerate(boat.parts):
+        mesh = trimesh.Trimesh(part.vertices, part.faces)  # merges equal vertices
+        assert mesh.is_watertight and mesh.is_winding_consistent and mesh.volume > 0, i
+
+
+# ---------------------------------------------------------------- shapes
+
+
+@pytest.mark.parametrize("part, volume", [
+    (shapes.sphere(0.3, n=200), 4 / 3 * np.pi * 0.3**3),
+    (shapes.torus(0.3, 0.05), 2 * np.pi**2 * 0.3 * 0.05**2),
+    (shapes.revolve([(0, -0.1), (0.2, -0.1), (0.2, 0.3), (0, 0.3)]), np.pi * 0.2**2 * 0.4),
+    (shapes.revolve([(0.2, 0.3), (0.2, -0.1)]), np.pi * 0.2**2 * 0.4),
+    (shapes.revolve([(0, 0), (0.2, 0), (0.2, 0.3), (0.1, 0.3), (0.1, 0.1), (0, 0.1)]),
+     np.pi * (0.2**2 * 0.3 - 0.1**2 * 0.2)),
+    (shapes.tube([(0, 0, 0), (0.5, 0, 0)], (0.1, 0.2)), np.pi * 0.1 * 0.2 * 0.5),
+    (shapes.prism([(0, 0), (0, 1), (1, 0)], 0.5), 0.25),
+    (shapes.box(0.5, 0.3, 0.2, corner=0.001, bevel=0.0005), 0.5 * 0.3 * 0.2),
+])
+def test_volumes(part, volume):
+    mesh = trimesh.Trimesh(part.vertices, part.faces)
+    assert mesh.is_watertight and mesh.volume == pytest.approx(volume, rel=0.02)
+
+
+def test_texture_moves_with_its_part():
+    part = shapes.box(0.1, 0.1, 0.1).painted(lambda points: points)
+    placed = part.turned("z", 90).moved(y=0.2)
+    turned = part.vertices[:, [1, 0]] * [-1, 1]
+    np.testing.assert_allclose(placed.vertices[:, :2], turned + [0, 0.2])
+    np.testing.assert_allclose(placed.colour(placed.vertices), part.vertices, atol=1e-15)
