@@ -165,7 +165,14 @@ KINDS = {
     "generation.refine_max_faces": COUNT,
     "generation.mesh_extension": _choice("ply", "off", "obj"),
     "rendering.colors": _or_list(PICTURE, _list_of(PICTURE, "a list of them", bool)),
-    "rendering.resolution": SIZE,
+    "rendering.resolution": _or_null(SIZE),
+    "rendering.turntable_axis": _or_null(
+        _list_of(
+            _number("a number", lambda number: True),
+            "[x, y, z], not all 0",
+            lambda axis: len(axis) == 3 and any(axis),
+        )
+    ),
     "rendering.ray_sampling_accuracy": _range_of(
         _whole(2), "[low, high], whole numbers with 2 <= low < high"
     ),

