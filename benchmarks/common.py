@@ -20,19 +20,22 @@ def measure(function, repeats):
     return statistics.median(seconds)
 
 
-def peak_memory(function, *args):
+def peak_memory(function, *args, warm_up=None):
     """MiB that ``function(*args)`` holds at its peak beyond what was held before (Linux).
 
     It runs once in a fresh process, where no memory that an earlier call has left behind can
     hide its needs. ``function`` and ``args`` travel there by pickle: take a function of a
-    module, not a lambda.
+    module, not a lambda. ``warm_up`` are arguments of a first, small call that is not measured:
+    it loads libraries and makes what lasts, such as an optimizer's state.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
-        return pool.submit(_peak_rise, function, args).result()
+        return pool.submit(_peak_rise, function, args, warm_up).result()
 
 
-def _peak_rise(function, args):
+def _peak_rise(function, args, warm_up):
+    if warm_up is not None:
+        function(*warm_up)
     # Not getrusage: its ru_maxrss starts from the size of the process that started this one.
     with open("/proc/self/clear_refs", "w") as reset:
         reset.write("5")  # sets the high-water mark (VmHWM) to what is held now

@@ -5,10 +5,11 @@ A checkpoint is a dict with ``model`` (state dict), ``optimizer``, ``epoch_it``,
 """
 
 import contextlib
+import http.client
+import io
 import os
 import pickle
 import re
-import urllib.error
 from pathlib import Path
 
 import numpy as np
@@ -36,11 +37,10 @@ def save(path, state):
     InputError
         When it cannot be written (disk full, no permission).
     """
+    data = io.BytesIO()  # torch's own file writer hides the cause of a failure, e.g. a full disk
+    torch.save(state, data)
     with atomic_path(path) as temporary:
-        try:
-            torch.save(state, temporary)
-        except RuntimeError as err:  # torch's zip writer reports a full disk as a RuntimeError
-            raise OSError(None, str(err).splitlines()[0]) from err
+        temporary.write_bytes(data.getbuffer())
 
 
 def load(path, device="cpu"):
@@ -65,7 +65,7 @@ def load(path, device="cpu"):
             f"{f' ({reason[0].strip()})' if reason else ''}. Nothing in it was executed. "
             "Get the file again from where you trust it."
         ) from err
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as err:
+    except Exception as err:  # a damaged pickle can end in any of them
         raise InputError(
             f"checkpoint {path} cannot be read, it is damaged or incomplete "
             f"({type(err).__name__}: {str(err).splitlines()[0] if str(err) else 'end of file'}). "
@@ -142,7 +142,7 @@ def download(url):
             f"{url}: the downloaded file is not the expected one ({err}). Try again; if it stays "
             "so, the file on the server was changed: do not use it."
         ) from err
-    except (urllib.error.URLError, OSError) as err:
+    except (OSError, http.client.HTTPException) as err:
         raise InputError(
             f"cannot download {url} ({getattr(err, 'reason', None) or err}). Without network, get "
             f"the file elsewhere and put it at {path}"

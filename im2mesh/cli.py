@@ -129,13 +129,27 @@ class _Terminal(logging.Handler):
         stream.flush()  # so that a line shows at once in a pipe, too
 
 
+class _LogFile(logging.FileHandler):
+    """A log that cannot be written, on a full disk, is no reason for tracebacks on the terminal.
+
+    What the program itself cannot write then ends it in order.
+    """
+
+    def handleError(self, record):
+        pass
+
+    def close(self):
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 def _log_file(config, command):
     training = config["training"]
     name = training["logfile"] if command == "train.py" else f"{Path(command).stem}.log"
     path = Path(training["out_dir"]) / name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = _LogFile(path, encoding="utf-8")
     except OSError as err:
         raise InputError(
             f"training.out_dir: cannot write {path}: {err.strerror}; "

@@ -22,6 +22,8 @@ import math
 
 import torch
 
+CUBE_PADDING = 0.1  # surfaces are searched in a cube a little larger than the object's
+
 
 def pixel_centers(height, width, device=None, dtype=torch.float32):
     """Image coordinates of all pixel centres of an image, row by row.

@@ -53,7 +53,7 @@ PUBLISHED = yaml.safe_load(
 )
 OURS = {
     "data": {"skip_unreadable": False},
-    "training": {"max_iterations": None, "seed": 0},
+    "training": {"max_iterations": None, "seed": 0, "skip_empty_space": True},
     "rendering": {
         "trajectory": "dataset", "turntable_elevation": 20, "turntable_axis": None, "fps": 15,
     },

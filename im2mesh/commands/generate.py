@@ -36,11 +36,13 @@ def generate(config, device, args):
     for number, entry in enumerate(dataset.entries):
         progress = f"[{number + 1}/{len(dataset)}] {entry.label}"
         try:
-            mesh = _generate_one(config, device, model, generator, dataset[number], entry)
+            scale = _world_scale(config, entry)
+            mesh = _generate_one(device, model, generator, dataset[number])
         except InputError as err:
             log.error("%s: %s", entry.label, err, exc_info=True)
             failed.append(entry.label)
             continue
+        _save(config, entry, mesh, scale)
         rows.append(
             {"class": entry.category, "model": entry.model, **mesh.seconds,
              "total": sum(mesh.seconds.values())}
@@ -65,21 +67,28 @@ def generate(config, device, args):
     return INCOMPLETE if failed else 0
 
 
-def _generate_one(config, device, model, generator, item, entry):
+def _world_scale(config, entry):
+    """The map (4, 4) from object to world space for data that has one, else None."""
+    if config["data"]["dataset_name"] != "DTU":
+        return None
+    return read_camera(entry.folder / "cameras.npz", 0)["scale_mat"].numpy()
+
+
+def _generate_one(device, model, generator, item):
     inputs = item.get("inputs")
     with torch.no_grad():
         shifts = model.encode(None if inputs is None else inputs[None].to(device))
-    mesh = generator.generate(shifts)
+    return generator.generate(shifts)
+
+
+def _save(config, entry, mesh, scale):
     meshing.save_mesh(mesh_path(config, entry), mesh.vertices, mesh.faces, mesh.colors)
-    if config["data"]["dataset_name"] == "DTU":
-        scale = read_camera(entry.folder / "cameras.npz", 0)["scale_mat"].numpy()
-        vertices = mesh.vertices @ scale[:3, :3].T + scale[:3, 3]
-        # A mirror in the scale would turn the triangles inside out.
-        faces = mesh.faces if np.linalg.det(scale[:3, :3]) > 0 else mesh.faces[:, ::-1]
-        meshing.save_mesh(
-            mesh_path(config, entry, "_world_scale"), vertices, faces, mesh.colors
-        )
-    return mesh
+    if scale is None:
+        return
+    vertices = mesh.vertices @ scale[:3, :3].T + scale[:3, 3]
+    # A mirror in the scale would turn the triangles inside out.
+    faces = mesh.faces if np.linalg.det(scale[:3, :3]) > 0 else mesh.faces[:, ::-1]
+    meshing.save_mesh(mesh_path(config, entry, "_world_scale"), vertices, faces, mesh.colors)
 
 
 def _write_times(times, folder):

@@ -34,6 +34,8 @@ def render(config, device, args):
             "rendering.colors: the model has no colours (model.decoder_kwargs.out_dim is 1); "
             "choose depth or normal"
         )
+    if not config["data"]["img_with_camera"]:
+        raise InputError("data.img_with_camera is false, but render.py needs the cameras; set true")
     renderer = method_module(config).get_renderer(config, model, device)
     dataset = get_dataset(config, "render")
     folder = output_folder(config, options["render_dir"])

@@ -6,14 +6,14 @@ import math
 import signal
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from im2mesh import checkpoints
+from im2mesh.commands.board import Board
 from im2mesh.commands.setup import get_dataset, output_folder
 from im2mesh.commands.visualize import Visualizer
 from im2mesh.config import method_module, save_config
@@ -44,7 +44,7 @@ def train(config, device, args):
     """
     run = Run(config, device)
     deadline = math.inf if args.exit_after is None else time.monotonic() + args.exit_after
-    with _signals() as received:
+    with closing(run.board), _signals() as received:
         return run.loop(deadline, received)
 
 
@@ -60,6 +60,7 @@ class Run:
         self.model = method.get_model(config, device)
         self.optimizer = method.get_optimizer(config, self.model)
         self.trainer = method.get_trainer(config, self.model, self.optimizer, device)
+        _check_metric(self.options["model_selection_metric"], self.trainer.metrics)
         self.train_set, self.val_set = (get_dataset(config, mode) for mode in ("train", "val"))
         for dataset in (self.train_set, self.val_set):
             if dataset.cache:
@@ -77,8 +78,8 @@ class Run:
         self.best = -math.inf if self.maximize else math.inf
         self._resume(device)
         save_config(config, self.out_dir / "config.yaml")
-        self.writer = SummaryWriter(str(self.out_dir / "logs"), purge_step=self.iteration)
-        self.visualizer = Visualizer(config, self.model, method, device, self.val_set, self.writer)
+        self.board = Board(self.out_dir / "logs", self.iteration)
+        self.visualizer = Visualizer(config, self.model, method, device, self.val_set, self.board)
 
     @property
     def checkpoint(self):
@@ -174,8 +175,7 @@ class Run:
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "rays_per_second": rays_per_second,
         }
-        for name, value in scalars.items():
-            self.writer.add_scalar(f"train/{name}", value, self.iteration)
+        self.board.scalars("train", scalars, self.iteration)
         left = ""
         if last < math.inf:
             seconds = (last - self.iteration) / iterations_per_second
@@ -190,16 +190,11 @@ class Run:
 
     def _validate(self):
         metrics = self.trainer.evaluate(self.val_loader)
-        for name, value in metrics.items():
-            self.writer.add_scalar(f"val/{name}", value, self.iteration)
+        self.board.scalars("val", metrics, self.iteration)
         shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         log.info("validation at iteration %d: %s", self.iteration, shown)
         chosen = self.options["model_selection_metric"]
-        if chosen not in metrics:
-            raise InputError(
-                f"training.model_selection_metric: validation gives no {chosen!r} with this data "
-                f"and these losses, but {', '.join(metrics)}"
-            )
+        _check_metric(chosen, metrics)
         value = metrics[chosen]
         if value > self.best if self.maximize else value < self.best:  # never for nan
             self.best = value
@@ -212,6 +207,7 @@ class Run:
             {
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
+                "trainer": self.trainer.state_dict(),
                 "epoch_it": self.epoch,
                 "batch_it": self.batch,
                 "it": self.iteration,
@@ -231,6 +227,7 @@ class Run:
                 "It can still be used for generation."
             )
         self.optimizer.load_state_dict(state["optimizer"])
+        self.trainer.load_state_dict(state.get("trainer", {}))
         self.iteration, self.epoch = state.get("it", 0), state.get("epoch_it", 0)
         self.batch = state.get("batch_it", 0)
         self.best = float(state.get("loss_val_best", self.best))
@@ -252,6 +249,14 @@ class _Meter:
         rates = self.iterations / seconds, self.rays / seconds
         self.__init__()
         return rates
+
+
+def _check_metric(chosen, known):
+    if chosen not in known:
+        raise InputError(
+            f"training.model_selection_metric: validation gives no {chosen!r} with this data and "
+            f"these losses, but {', '.join(known)}"
+        )
 
 
 def _due(iteration, every):

@@ -24,13 +24,13 @@ class Visualizer:
     validation set.
     """
 
-    def __init__(self, config, model, method, device, dataset, writer):
+    def __init__(self, config, model, method, device, dataset, board):
         self.folder = output_folder(config, "vis")
         self.overwrite = config["training"]["overwrite_visualization"]
         self.model = model
         self.device = device
         self.dataset = dataset
-        self.writer = writer
+        self.board = board
         # A look every few thousand iterations: 64^3 cells and 128 steps, unrefined.
         coarse = {"resolution_0": 32, "upsampling_steps": 1, "refinement_step": 0}
         coarse["with_colors"] = model.has_color
@@ -52,7 +52,7 @@ class Visualizer:
             with torch.no_grad():
                 shifts = self.model.encode(None if inputs is None else inputs.to(self.device))
             panel = self._panel(batch, shifts)
-            self.writer.add_image(f"view_{number}", panel, iteration, dataformats="HWC")
+            self.board.image(f"view_{number}", panel, iteration)
             with atomic_path(self.folder / f"view_{number}{suffix}.png") as path:
                 imageio.imwrite(path, panel)
             entry = self.dataset.entries[index]
@@ -81,11 +81,5 @@ class Visualizer:
             self.folder / f"mesh_{number}{suffix}.ply", mesh.vertices, mesh.faces, mesh.colors
         )
         if not mesh.is_empty:
-            colors = None if mesh.colors is None else torch.from_numpy(mesh.colors[None, :, :3])
-            self.writer.add_mesh(
-                f"mesh_{number}",
-                torch.from_numpy(mesh.vertices[None]).float(),
-                colors,
-                torch.from_numpy(mesh.faces[None]),
-                global_step=iteration,
-            )
+            colors = None if mesh.colors is None else mesh.colors[:, :3]
+            self.board.mesh(f"mesh_{number}", mesh.vertices, mesh.faces, colors, iteration)

@@ -123,7 +123,7 @@ def get_trainer(config, model, optimizer, device):
             for key in (
                 "n_training_points", "n_eval_points", "sample_continuous",
                 "occupancy_random_normal", "depth_loss_on_world_points", "use_cube_intersection",
-                "always_freespace",
+                "always_freespace", "skip_empty_space",
             )
         },
     )

@@ -68,7 +68,7 @@ class Decoder(nn.Module):
         self.out_dim = out_dim
         self.slope = LEAKY_SLOPE if leaky else 0.0
         # Activations of so many points stay in a processor's cache; more would be slower.
-        self.cpu_block = max(1, 2**18 // hidden_size)
+        self.cpu_block = max(1, 2**19 // hidden_size)
         self.fc_p = nn.Linear(dim, hidden_size)
         if c_dim > 0:
             self.fc_c = nn.ModuleList(nn.Linear(c_dim, hidden_size) for _ in range(n_blocks))

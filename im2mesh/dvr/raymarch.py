@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from im2mesh.geometry import cube_interval
+from im2mesh.geometry import CUBE_PADDING, cube_interval
 
-CUBE_PADDING = 0.1  # rays are searched in a cube a little larger than the object's
 BLOCK = 8  # samples per ray between two looks at which rays have found their surface
 
 
@@ -40,7 +39,7 @@ class RayHits:
 
 @torch.no_grad()
 def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8, method="secant",
-          max_points=None):
+          max_points=None, may_be_inside=None):
     """First crossing from free space into the object along every ray.
 
     ``n_steps`` depths are placed evenly over [near, far], both ends included. They are
@@ -62,6 +61,8 @@ def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8, m
         Bracketed secant or interval halving.
     max_points : int or None
         Upper bound on the points of one call of ``field``.
+    may_be_inside : callable (points (M, 3)) -> bool (M,), or None
+        Where it is False the field is known to be negative and is not evaluated.
 
     Returns
     -------
@@ -77,9 +78,18 @@ def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8, m
     def evaluate(rays, depths):
         return _evaluate(field, origins, directions, rays, depths, max_points)
 
+    def sample(rays, depths):
+        """Values, -inf where they are known to be negative without evaluation."""
+        if may_be_inside is None:
+            return evaluate(rays, depths)
+        asked = may_be_inside(torch.addcmul(origins[rays], depths[:, None], directions[rays]))
+        values = depths.new_full(depths.shape, -torch.inf)
+        values[asked] = evaluate(rays[asked], depths[asked])
+        return values
+
     active = (far > near).nonzero()[:, 0]
     brackets = []
-    value = evaluate(active, near[active])
+    value = sample(active, near[active])
     starts_inside[active] = value >= 0
     active, value = active[value < 0], value[value < 0]
     step = 1
@@ -90,7 +100,7 @@ def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8, m
         depths = torch.lerp(near[active, None], far[active, None], fraction)
         exists = steps <= last
         values = near.new_full(depths.shape, -torch.inf)
-        values[exists] = evaluate(active[:, None].expand(depths.shape)[exists], depths[exists])
+        values[exists] = sample(active[:, None].expand(depths.shape)[exists], depths[exists])
         inside, first = (values >= 0).max(dim=1)
         if inside.any():
             # The sample before the first inside one: of this block, or the last of the block before.
@@ -106,9 +116,12 @@ def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8, m
         active, value = active[goes_on], values[goes_on, -1]
 
     if brackets:
-        rays, *bracket = (torch.cat(parts) for parts in zip(*brackets))
+        rays, low, low_value, high, high_value = (torch.cat(parts) for parts in zip(*brackets))
+        skipped = low_value.isinf()
+        low_value[skipped] = evaluate(rays[skipped], low[skipped])
         depth[rays] = _refine(
-            lambda depths: evaluate(rays, depths), *bracket, n_secant_steps, method
+            lambda depths: evaluate(rays, depths), low, low_value, high, high_value,
+            n_secant_steps, method,
         )
     hit = depth.isfinite()
     points = torch.addcmul(origins, depth.where(hit, 0)[:, None], directions)
@@ -183,7 +196,8 @@ class DepthFunction:
             return near, far
         return tuple(torch.full_like(origins[:, 0], depth) for depth in self.depth_range)
 
-    def find_surface(self, logit_field, origins, directions, n_steps=None, generator=None):
+    def find_surface(self, logit_field, origins, directions, n_steps=None, generator=None,
+                     empty_space=None):
         """March rays (R, 3) through a field of occupancy logits.
 
         Parameters
@@ -193,6 +207,8 @@ class DepthFunction:
             Overrides ``self.n_steps``.
         generator : torch.Generator or None
             CPU generator for the number of samples of each ray, where it is not fixed.
+        empty_space : im2mesh.dvr.empty_space.EmptySpace or None
+            Cells that need no evaluation.
 
         Returns
         -------
@@ -212,6 +228,7 @@ class DepthFunction:
             n_secant_steps=self.n_secant_steps,
             method=self.method,
             max_points=self.max_points,
+            may_be_inside=empty_space and empty_space.may_hold_surface(self.logit_threshold),
         )
 
 

@@ -13,11 +13,18 @@ import torch
 
 from im2mesh import geometry
 from im2mesh.dvr import losses
+from im2mesh.dvr.empty_space import EmptySpace
 from im2mesh.dvr.implicit import depth_with_gradient, follow_surface
-from im2mesh.dvr.raymarch import CUBE_PADDING
 from im2mesh.dvr.sampling import sample_pixels
 
 COLOR_TERMS = {"rgb", "image_gradients"}
+RAY_MEANS = {  # term: what validation calls its mean over rays
+    "rgb": "loss_rgb_eval",
+    "depth": "loss_depth_eval",
+    "sparse_depth": "loss_sparse_depth_val",
+    "normal": "normal_loss_eval",
+}
+EMPTY_SPACE_EVERY = 16  # iterations between two looks at where the field is free
 NORMAL_NEIGHBORHOOD = 1e-3  # side of the cube around a point in which its normal shall be steady
 
 
@@ -42,6 +49,7 @@ class LossOptions:
     depth_loss_on_world_points: bool = False
     use_cube_intersection: bool = True
     always_freespace: bool = True
+    skip_empty_space: bool = True
 
 
 @dataclass
@@ -91,6 +99,18 @@ class Trainer:
         self.options = options
         self.device = torch.device(device)
         self.seed = seed
+        # Latent codes change the field from object to object: no grid for those.
+        skips = options.skip_empty_space and model.encoder is None
+        self.empty_space = EmptySpace() if skips else None
+
+    def state_dict(self):
+        """What a resumed run needs beside model and optimizer."""
+        return {"empty_space": self.empty_space and self.empty_space.bound}
+
+    def load_state_dict(self, state):
+        """Take up the state of an interrupted run."""
+        if self.empty_space is not None:
+            self.empty_space.bound = state.get("empty_space")
 
     def train_step(self, batch, iteration):
         """One gradient step.
@@ -117,7 +137,8 @@ class Trainer:
         steps = self.model.depth_function.training_steps(iteration)
         rays = self._sample(batch, self.options.n_training_points, generator)
         wanted = {name for name, weight in self.options.weights.items() if weight != 0}
-        values, hit = self._terms(rays, self._encode(batch), wanted, steps, generator)
+        empty_space = self._empty_space(iteration)
+        values, hit = self._terms(rays, self._encode(batch), wanted, steps, generator, empty_space)
         terms = self._reduced(values, len(batch["img"]))
         loss = self._weighted(terms)
         if not torch.isfinite(loss):
@@ -129,6 +150,11 @@ class Trainer:
             self.optimizer.step()
         report = {"loss": loss, **terms, "hit_share": hit.float().mean()}
         return {name: float(value.detach()) for name, value in report.items()}
+
+    @property
+    def metrics(self):
+        """The names that :meth:`evaluate` may report; the data decides which of them it does."""
+        return ["loss", *self.options.weights, *RAY_MEANS.values(), "mask_intersection", "mask_iou"]
 
     @torch.no_grad()
     def evaluate(self, batches):
@@ -149,12 +175,6 @@ class Trainer:
             sums[name] += float(total)
             counts[name] += count
 
-        ray_means = {
-            "rgb": "loss_rgb_eval",
-            "depth": "loss_depth_eval",
-            "sparse_depth": "loss_sparse_depth_val",
-            "normal": "normal_loss_eval",
-        }
         for i, batch in enumerate(batches):
             generator = self._generator(1, i)
             rays = self._sample(batch, self.options.n_eval_points, generator)
@@ -164,7 +184,7 @@ class Trainer:
             terms = self._reduced(values, batch_size)
             for name, term in {"loss": self._weighted(terms), **terms}.items():
                 add(name, term * batch_size, batch_size)
-            for name, metric in ray_means.items():
+            for name, metric in RAY_MEANS.items():
                 if name in values:
                     add(metric, values[name].sum(), values[name].numel())
             add("mask_intersection", (hit == rays.mask).sum(), hit.numel())
@@ -173,6 +193,12 @@ class Trainer:
             iou = torch.where(union > 0, (hit & mask).sum(1) / union.clamp_min(1), 1)
             add("mask_iou", iou.sum(), batch_size)
         return {name: sums[name] / counts[name] if counts[name] else np.nan for name in sums}
+
+    def _empty_space(self, iteration):
+        grid = self.empty_space
+        if grid is not None and (grid.bound is None or iteration % EMPTY_SPACE_EVERY == 0):
+            grid.update(self.model.logit_field(), self.device)
+        return grid
 
     def _generator(self, *stream):
         state = np.random.SeedSequence([self.seed, *stream]).generate_state(1, np.uint64)
@@ -229,7 +255,7 @@ class Trainer:
             n_patches=n_patches,
         )
 
-    def _terms(self, rays, shifts, wanted, n_steps, generator):
+    def _terms(self, rays, shifts, wanted, n_steps, generator, empty_space=None):
         """Per-ray values of the wanted terms.
 
         Returns
@@ -241,7 +267,7 @@ class Trainer:
         """
         decoder, n_pixels = self.model.decoder, len(rays.mask)
         hits = self.model.find_surface(
-            rays.origins, rays.directions, shifts, rays.objects, n_steps, generator
+            rays.origins, rays.directions, shifts, rays.objects, n_steps, generator, empty_space
         )
         hit = hits.hit[:n_pixels]
         groups = self._choose(rays, hits.hit, wanted, generator)
@@ -320,7 +346,7 @@ class Trainer:
         visible = indices(hit & mask, *COLOR_TERMS, "depth", "normal")
         stray = indices(hit & ~mask, "normal", "freespace")
 
-        near, far = self._interval(rays, CUBE_PADDING)
+        near, far = self._interval(rays, geometry.CUBE_PADDING)
         depth = torch.lerp(near, far, self._uniform(near, generator))
         free = ~hit & ~mask & (far > near) if self.options.always_freespace else nothing
         free = indices(free, "freespace")
