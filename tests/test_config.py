@@ -53,7 +53,8 @@ PUBLISHED = yaml.safe_load(
 )
 OURS = {
     "data": {"skip_unreadable": False},
-    "training": {"max_iterations": None, "seed": 0, "skip_empty_space": True},
+    "model": {"skip_empty_space": True},
+    "training": {"max_iterations": None, "seed": 0},
     "rendering": {
         "trajectory": "dataset", "turntable_elevation": 20, "turntable_axis": None, "fps": 15,
     },

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from im2mesh.dvr.raymarch import BLOCK, DepthFunction, march
+from im2mesh.dvr.raymarch import MIN_BLOCK, DepthFunction, march
 from tests import plain
 
 
@@ -250,7 +250,7 @@ def test_threshold():
 # ---- samples -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n_steps", [2, 3, BLOCK, BLOCK + 1, BLOCK + 2, 2 * BLOCK + 1, 100])
+@pytest.mark.parametrize("n_steps", [2, 3, MIN_BLOCK, MIN_BLOCK + 1, MIN_BLOCK + 2, 2 * MIN_BLOCK + 1, 100])
 def test_samples_are_even_and_have_both_ends(n_steps):
     origins, directions = along_z(n_side=2)
     near = tensor([1.0, 1.5, 2.0, 0.0])
@@ -265,7 +265,7 @@ def test_samples_are_even_and_have_both_ends(n_steps):
         torch.testing.assert_close(depths, expected)
 
 
-@pytest.mark.parametrize("n_steps", [2, BLOCK, BLOCK + 1, BLOCK + 2, 128])
+@pytest.mark.parametrize("n_steps", [2, MIN_BLOCK, MIN_BLOCK + 1, MIN_BLOCK + 2, 128])
 def test_a_surface_at_the_very_ends(n_steps):
     """Occupied at the last sample only: a hit. At the first sample: inside. A value of 0 is inside."""
     origins, directions = along_z(n_side=1, width=0.0)
@@ -427,8 +427,8 @@ def test_a_ray_that_found_its_surface_is_left_alone():
     near, far = tensor([1.0]), tensor([3.0])
     march(field, origins, directions, near, far, 101, n_secant_steps=2)
     step = 2 / 100
-    assert (field.points[:, 2] + 2).max() <= 1.7 + BLOCK * step
-    assert sum(field.sizes) <= 1 + math.ceil(35 / BLOCK + 1) * BLOCK + 2
+    assert (field.points[:, 2] + 2).max() <= 1.7 + MIN_BLOCK * step
+    assert sum(field.sizes) <= 1 + math.ceil(35 / MIN_BLOCK + 1) * MIN_BLOCK + 2
 
 
 def test_a_ray_that_starts_inside_costs_one_sample():

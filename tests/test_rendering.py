@@ -47,7 +47,7 @@ def test_convention_picture_of_an_octahedron(size):
     assert not hit[np.isnan(depth)].any()
     assert hit[chord > 0.01].all() and hit.sum() > 20  # a step is 1.1 * sqrt(3) / 399 or less
 
-    np.testing.assert_allclose(picture.depth.numpy()[hit], depth[hit], atol=1e-5)
+    np.testing.assert_allclose(picture.depth.numpy()[hit], depth[hit], atol=1e-4)
     assert np.isposinf(picture.depth.numpy()[~hit]).all()
     np.testing.assert_allclose(picture.normals.numpy()[hit], normals[hit], atol=1e-6)
     assert not picture.normals.numpy()[~hit].any()
@@ -61,7 +61,9 @@ def test_convention_picture_of_an_octahedron(size):
 def test_convention_first_row_is_up_and_first_column_left():
     """The corner of the octahedron on the +y axis is at the top, that on the +x axis at the right
     of a camera on the +z axis whose up is +y."""
-    picture = Renderer(octahedron(RADIUS), n_steps=(200, 201)).render(camera((0, 0, 2)), 25, 25)
+    picture = Renderer(octahedron(RADIUS), n_steps=(200, 201)).render(
+        camera((0, 0, 2), 25, 25), 25, 25
+    )
     rgb = picture.rgb.numpy()
     assert picture.hit[12].sum() == picture.hit[:, 12].sum() > 5
     rows, columns = picture.hit.nonzero().T.numpy()
@@ -101,7 +103,7 @@ def test_surface_is_that_of_the_threshold():
     picture = Renderer(model, n_steps=(200, 201)).render(matrix, 24, 30)
     hit = picture.hit.numpy()
     assert hit.any()
-    np.testing.assert_allclose(picture.depth.numpy()[hit], depth[hit], atol=1e-5)
+    np.testing.assert_allclose(picture.depth.numpy()[hit], depth[hit], atol=1e-4)
 
 
 def test_latent_of_the_object():
@@ -116,7 +118,7 @@ def test_latent_of_the_object():
     picture = Renderer(model, n_steps=(200, 201)).render(matrix, 24, 30, shifts)
     hit = picture.hit.numpy()
     assert hit.any()
-    np.testing.assert_allclose(picture.depth.numpy()[hit], depth[hit], atol=1e-5)
+    np.testing.assert_allclose(picture.depth.numpy()[hit], depth[hit], atol=1e-4)
 
 
 def test_nothing_in_view_and_camera_inside():

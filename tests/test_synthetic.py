@@ -318,7 +318,7 @@ def test_cloud_of_the_boat_is_on_the_outside(folder, boat):
     # All but the few that are so close to a crease that the step crosses another face.
     assert boat.inside(points + 2e-5 * normals).mean() < 0.002
     assert boat.inside(points - 2e-5 * normals).mean() > 0.998
-    # Fresh air: some straight line leads out, except from the depth of a few narrow grooves.
+    # Fresh air: some straight line leads out.
     trapped = np.arange(len(points))
     rng = np.random.default_rng(0)
     for _ in range(200):
@@ -326,14 +326,14 @@ def test_cloud_of_the_boat_is_on_the_outside(folder, boat):
         away *= np.sign((away * normals[trapped]).sum(1, keepdims=True))
         _, face = boat.cast(points[trapped] + 2e-5 * normals[trapped], away)
         trapped = trapped[face >= 0]
-    assert len(trapped) < 0.003 * len(points)
+    assert len(trapped) == 0
 
 
 def test_boat_fits_the_cube_and_is_far_from_symmetric(boat):
     corners = boat.triangles.reshape(-1, 3)
     assert np.abs(corners).max() <= 0.45
     mirrored = corners * [1, 1, -1]
-    assert boat.inside(0.999 * mirrored[::7]).mean() < 0.95
+    assert boat.inside(0.999 * mirrored[::7]).mean() < 0.8
 
 
 def test_parts_are_closed_and_face_outwards(boat):

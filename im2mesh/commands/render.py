@@ -47,9 +47,10 @@ def render(config, device, args):
             shifts = model.encode(None if inputs is None else inputs[None].to(device))
         frames = {kind: [] for kind in kinds}
         cameras = _cameras(options, dataset.fields["img"], entry)
+        empty_space = renderer.empty_space(shifts)
         for name, matrix, true in cameras:
             height, width = options["resolution"] or item["img"].shape[:2]
-            rendering = renderer.render(matrix, height, width, shifts)
+            rendering = renderer.render(matrix, height, width, shifts, empty_space)
             for kind in kinds:
                 picture = rendering.image(kind, options["background"]).numpy()
                 frames[kind].append(picture)

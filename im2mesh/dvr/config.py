@@ -117,13 +117,14 @@ def get_trainer(config, model, optimizer, device):
         weights={term: config["model"][key] for term, key in LOSS_TERMS.items()},
         patch_size=config["model"]["patch_size"],
         reduction=config["model"]["reduction_method"],
+        skip_empty_space=config["model"]["skip_empty_space"],
         depth_range=tuple(config["data"]["depth_range"]),
         **{
             key: training[key]
             for key in (
                 "n_training_points", "n_eval_points", "sample_continuous",
                 "occupancy_random_normal", "depth_loss_on_world_points", "use_cube_intersection",
-                "always_freespace", "skip_empty_space",
+                "always_freespace",
             )
         },
     )
@@ -155,6 +156,7 @@ def get_renderer(config, model, device):
         model,
         n_steps=tuple(rendering["ray_sampling_accuracy"]),
         background=rendering["background"],
+        skip_empty_space=config["model"]["skip_empty_space"],
         device=device,
     )
 

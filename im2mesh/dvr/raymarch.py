@@ -14,7 +14,8 @@ import torch
 
 from im2mesh.geometry import CUBE_PADDING, cube_interval
 
-BLOCK = 8  # samples per ray between two looks at which rays have found their surface
+MIN_BLOCK = 8  # samples per ray between two looks at which rays have found their surface
+MAX_BLOCKS = 32  # such looks per ray
 
 
 @dataclass
@@ -93,8 +94,9 @@ def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8, m
     starts_inside[active] = value >= 0
     active, value = active[value < 0], value[value < 0]
     step = 1
+    block = max(MIN_BLOCK, int(n_steps.max()) // MAX_BLOCKS) if n_rays else MIN_BLOCK
     while len(active):
-        steps = torch.arange(step, step + BLOCK, device=near.device)
+        steps = torch.arange(step, step + block, device=near.device)
         last = n_steps[active, None] - 1
         fraction = steps.to(near.dtype) / last
         depths = torch.lerp(near[active, None], far[active, None], fraction)
@@ -111,7 +113,7 @@ def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8, m
             low_value = torch.cat([value[inside, None], values[inside]], dim=1).gather(1, at)[:, 0]
             high, high_value = depths[inside].gather(1, at)[:, 0], values[inside].gather(1, at)[:, 0]
             brackets.append((rays, low, low_value, high, high_value))
-        step += BLOCK
+        step += block
         goes_on = ~inside & (step <= last[:, 0])
         active, value = active[goes_on], values[goes_on, -1]
 

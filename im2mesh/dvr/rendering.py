@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import torch
 
 from im2mesh import geometry
+from im2mesh.dvr.empty_space import EmptySpace
 
 CHUNK = 2**16  # rays at a time: memory does not grow with the resolution
+EMPTY_SPACE_RESOLUTION = 64
 
 # Far enough for a calm perspective; the view holds a ball of radius 0.67 around the centre.
 TURNTABLE_DISTANCE = 2.75  # cube edges
@@ -72,17 +74,34 @@ class Renderer:
     n_steps : (int, int)
         Samples per ray are drawn from the integers [n_steps[0], n_steps[1]).
     background : {"white", "black"}
+    skip_empty_space : bool
+        Let :meth:`empty_space` find where rays need not look.
     device : torch.device
     """
 
-    def __init__(self, model, n_steps=(1024, 1025), background="white", device="cpu"):
+    def __init__(self, model, n_steps=(1024, 1025), background="white", skip_empty_space=True,
+                 device="cpu"):
         self.model = model
+        self.skip_empty_space = skip_empty_space
         self.n_steps = n_steps
         self.background = background
         self.device = torch.device(device)
 
+    def empty_space(self, shifts=None):
+        """Where an object's field is free, found once for all of its renderings.
+
+        Returns
+        -------
+        EmptySpace, or None when it is not to be used
+        """
+        if not self.skip_empty_space:
+            return None
+        space = EmptySpace(EMPTY_SPACE_RESOLUTION)
+        space.update(self.model.logit_field(shifts), self.device)
+        return space
+
     @torch.no_grad()
-    def render(self, object_to_image, height, width, shifts=None):
+    def render(self, object_to_image, height, width, shifts=None, empty_space=None):
         """All pixels of one camera.
 
         Parameters
@@ -93,6 +112,8 @@ class Renderer:
             Pixels; any size fits, the rays are rendered in chunks.
         shifts : list of Tensors (1, H) or None
             Latent of the object, from ``model.encode``.
+        empty_space : EmptySpace or None
+            From :meth:`empty_space`; saves evaluations.
 
         Returns
         -------
@@ -104,7 +125,9 @@ class Renderer:
         origins, directions = geometry.camera_rays(pixels, object_to_image[None])
         generator = torch.Generator().manual_seed(0)
         parts = [
-            self._render_rays(o.to(self.device), d.to(self.device), shifts, generator)
+            self._render_rays(
+                o.to(self.device), d.to(self.device), shifts, empty_space, generator
+            )
             for o, d in zip(origins[0].split(CHUNK), directions[0].split(CHUNK))
         ]
         rgb, depth, normals, hit = (torch.cat(part).cpu() for part in zip(*parts))
@@ -115,9 +138,10 @@ class Renderer:
             hit.view(height, width),
         )
 
-    def _render_rays(self, origins, directions, shifts, generator):
+    def _render_rays(self, origins, directions, shifts, empty_space, generator):
         hits = self.model.find_surface(
-            origins, directions, shifts, n_steps=self.n_steps, generator=generator
+            origins, directions, shifts, n_steps=self.n_steps, generator=generator,
+            empty_space=empty_space,
         )
         rgb = torch.full_like(origins, background_value(self.background))
         normals = torch.zeros_like(origins)

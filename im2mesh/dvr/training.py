@@ -25,6 +25,7 @@ RAY_MEANS = {  # term: what validation calls its mean over rays
     "normal": "normal_loss_eval",
 }
 EMPTY_SPACE_EVERY = 16  # iterations between two looks at where the field is free
+RESOLUTION_IN_VALIDATION = 64
 NORMAL_NEIGHBORHOOD = 1e-3  # side of the cube around a point in which its normal shall be steady
 
 
@@ -175,11 +176,17 @@ class Trainer:
             sums[name] += float(total)
             counts[name] += count
 
+        empty_space = None
+        if self.empty_space is not None:  # a grid of its own: validation leaves no trace
+            empty_space = EmptySpace(RESOLUTION_IN_VALIDATION)
+            empty_space.update(self.model.logit_field(), self.device)
         for i, batch in enumerate(batches):
             generator = self._generator(1, i)
             rays = self._sample(batch, self.options.n_eval_points, generator)
             wanted = set(self.options.weights)
-            values, hit = self._terms(rays, self._encode(batch), wanted, None, generator)
+            values, hit = self._terms(
+                rays, self._encode(batch), wanted, None, generator, empty_space
+            )
             batch_size = len(batch["img"])
             terms = self._reduced(values, batch_size)
             for name, term in {"loss": self._weighted(terms), **terms}.items():
