@@ -13,21 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from im2mesh import cli  # noqa: E402
 from im2mesh.commands.setup import get_dataset, mesh_path, output_folder  # noqa: E402
-from im2mesh.data.images import read_rgb, resize_rgb  # noqa: E402
+from im2mesh.data.images import read_rgb  # noqa: E402
 from im2mesh.errors import InputError  # noqa: E402
 from im2mesh.files import atomic_path  # noqa: E402
+from scripts.contact_sheet import contact_sheet  # noqa: E402
 
 log = logging.getLogger("im2mesh")
 
 N_VIEWS = 6
-TILE_WIDTH = 240  # pixels
-GAP, LABEL_HEIGHT, FONT_SIZE = 6, 24, 16  # pixels
 
 
 def report(config, device, args):
@@ -114,34 +112,6 @@ def format_metrics(metrics, rendered):
         ("PSNR", rendered["psnr"].mean(), f"dB inside the true masks, {views}"),
     ]
     return "\n".join(f"{name:<14} {value:8.4f}  {unit}" for name, value, unit in rows)
-
-
-def contact_sheet(rows):
-    """Rows of pictures, each row below its label.
-
-    Parameters
-    ----------
-    rows : dict of str to list of uint8 arrays (H, W, 3)
-        As many pictures in each row. All get the size of the first row's first one, scaled to
-        the tiles' width: a rendering of other proportions shows the same part of the scene.
-
-    Returns
-    -------
-    PIL.Image.Image
-    """
-    pictures = list(rows.values())
-    height, width = pictures[0][0].shape[:2]
-    size = max(2, round(TILE_WIDTH * height / width)), TILE_WIDTH
-    step_x, step_y = TILE_WIDTH + GAP, LABEL_HEIGHT + size[0] + GAP
-    extent = GAP + step_x * len(pictures[0]), GAP + step_y * len(rows)
-    sheet = Image.new("RGB", extent, "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_SIZE)
-    for i, (label, row) in enumerate(rows.items()):
-        draw.text((GAP, GAP + i * step_y), label, "black", font)
-        for j, picture in enumerate(row):
-            tile = Image.fromarray(resize_rgb(picture, size))
-            sheet.paste(tile, (GAP + j * step_x, GAP + i * step_y + LABEL_HEIGHT))
-    return sheet
 
 
 def _spread(n_views):

@@ -158,7 +158,7 @@ def loss(model, batch, options, n_steps, uniform, normal, positions=None):
         hits.append(hit)
         masks.append(mask)
     result.hit, result.mask = np.array(hits), np.array(masks)
-    result.values = {name: torch.cat([v.flatten() for v in vs]) for name, vs in values.items() if vs}
+    result.values = {name: torch.cat(parts) for name, parts in values.items() if parts}
     return result
 
 

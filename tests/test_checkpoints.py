@@ -191,7 +191,7 @@ def test_a_damaged_file(tmp_path, zipped):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\0", b"not a checkpoint\n" * 99, b"\x89PNG\r\n\x1a\n" + bytes(99), b"PK\x03\x04", b"{}"],
+    [b"", b"\0", b"not one\n" * 99, b"\x89PNG\r\n\x1a\n" + bytes(99), b"PK\x03\x04", b"{}"],
     ids=["empty", "zero", "text", "png", "zip head", "json"],
 )
 def test_a_file_of_another_kind(tmp_path, content):

@@ -142,6 +142,11 @@ def test_bad_img_size(size):
 # --- views
 
 
+def test_more_views_wanted_than_there_are(tiny_dtu):
+    with pytest.raises(InputError, match=r"image: data\.n_views is 5, but there are 4 images"):
+        images_only(tiny_dtu, n_views=5, ignore_image_idx=[2])
+
+
 @pytest.mark.parametrize(
     "n_views, ignored, expected",
     [
@@ -149,7 +154,7 @@ def test_bad_img_size(size):
         (0, [1, 3], [0, 2, 4]),
         (2, [], [0, 1]),
         (2, [0, 2], [1, 3]),  # first taken out, then counted
-        (99, [0, 77], [1, 2, 3, 4]),
+        (4, [0, 77], [1, 2, 3, 4]),
     ],
 )
 def test_views_in_use_keep_their_unfiltered_index(tiny_dtu, n_views, ignored, expected):
@@ -451,7 +456,7 @@ def test_images_of_different_size_do_not_make_a_batch(tmp_path):
 
 @pytest.mark.parametrize("n_workers", [0, 2])
 def test_cached_batches_are_views_of_the_cache(tiny_dtu, n_workers):
-    dataset = images_only(tiny_dtu, cache=True)
+    dataset = images_only(tiny_dtu, cache={})
     batches = take(make_loader(dataset, 1, n_workers), 15)
     pointers = {batch["img"].data_ptr() for batch in batches}
     assert pointers == {dataset[i]["img"].data_ptr() for i in range(5)}
@@ -462,7 +467,7 @@ def test_cache_reads_each_file_once(tmp_path):
     write_sphere_scene(tmp_path / "scan1/scan1")
     options = {"split_model_for_images": False, "random_view": True}
     uncached = images_only(tmp_path, **options)
-    cached = images_only(tmp_path, cache=True, **options)
+    cached = images_only(tmp_path, cache={}, **options)
     cached.preload()
     expected = [uncached[Draw(0, epoch)] for epoch in range(20)]
     for path in object_folder(tmp_path).glob("*/*.png"):
@@ -476,8 +481,8 @@ def test_cache_reads_each_file_once(tmp_path):
 def test_preload_finds_a_bad_file(tiny_dtu):
     (object_folder(tiny_dtu) / "image/000004.png").write_bytes(b"")
     with pytest.raises(InputError, match="000004.png"):
-        images_only(tiny_dtu, cache=True).preload()
-    images_only(tiny_dtu, cache=True, skip_unreadable=True).preload()
+        images_only(tiny_dtu, cache={}).preload()
+    images_only(tiny_dtu, cache={}, skip_unreadable=True).preload()
 
 
 # --- errors on their way through the loader

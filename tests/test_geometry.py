@@ -131,7 +131,8 @@ def test_index_and_image_are_inverse_between_pixels():
 
 
 def test_convention_camera_looks_forward_along_z():
-    _, depth = project(tensor([[[0, 0, 0], [0, 0, 1], [0.3, 0.4, -1], [0, 0, -3]]]), simple_camera())
+    points = tensor([[[0, 0, 0], [0, 0, 1], [0.3, 0.4, -1], [0, 0, -3]]])
+    _, depth = project(points, simple_camera())
     torch.testing.assert_close(depth, tensor([[2, 3, 1, -1]]))
 
 
@@ -143,7 +144,8 @@ def test_convention_x_is_right_and_y_is_down():
 
 def test_convention_depth_is_z_and_not_length():
     """A plane that faces the camera has one depth all over."""
-    origins, directions = camera_rays(pixel_centers(5, 5, dtype=torch.float64)[None], simple_camera())
+    pixels = pixel_centers(5, 5, dtype=torch.float64)[None]
+    origins, directions = camera_rays(pixels, simple_camera())
     points = origins + 1.5 * directions
     torch.testing.assert_close(points[..., 2], torch.full((1, 25), -0.5, dtype=torch.float64))
     assert directions.norm(dim=-1).max() > 1.7  # not normalised: sqrt(3) in the corners
@@ -321,7 +323,8 @@ def test_cube_interval(origin, direction, expected, dtype):
 
 
 def test_padding_is_split_between_both_sides():
-    origins, directions = tensor([[0, 0, -2.0], [0.54, 0, -2], [0.56, 0, -2]]), tensor([[0, 0, 1.0]] * 3)
+    origins = tensor([[0, 0, -2], [0.54, 0, -2], [0.56, 0, -2]])
+    directions = tensor([[0, 0, 1]] * 3)
     near, far, inside = cube_interval(origins, directions, padding=0.1)
     assert inside.tolist() == [True, True, False]
     torch.testing.assert_close(near, tensor([1.45, 1.45, 0]))

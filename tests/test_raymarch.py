@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from im2mesh.dvr.empty_space import EmptySpace
 from im2mesh.dvr.raymarch import MIN_BLOCK, DepthFunction, march
 from tests import plain
 
@@ -250,7 +251,7 @@ def test_threshold():
 # ---- samples -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n_steps", [2, 3, MIN_BLOCK, MIN_BLOCK + 1, MIN_BLOCK + 2, 2 * MIN_BLOCK + 1, 100])
+@pytest.mark.parametrize("n_steps", [2, 3, 8, 9, 10, 17, 100, 1000])
 def test_samples_are_even_and_have_both_ends(n_steps):
     origins, directions = along_z(n_side=2)
     near = tensor([1.0, 1.5, 2.0, 0.0])
@@ -265,9 +266,9 @@ def test_samples_are_even_and_have_both_ends(n_steps):
         torch.testing.assert_close(depths, expected)
 
 
-@pytest.mark.parametrize("n_steps", [2, MIN_BLOCK, MIN_BLOCK + 1, MIN_BLOCK + 2, 128])
+@pytest.mark.parametrize("n_steps", [2, 8, 9, 10, 128, 1024])
 def test_a_surface_at_the_very_ends(n_steps):
-    """Occupied at the last sample only: a hit. At the first sample: inside. A value of 0 is inside."""
+    """Occupied at the last sample only: a hit. At the first one: inside. A value of 0 is inside."""
     origins, directions = along_z(n_side=1, width=0.0)
     near, far = tensor([1.5]), tensor([2.5])
     last = march(lambda p, _: p[:, 2] - 0.5, origins, directions, near, far, n_steps)
@@ -488,7 +489,7 @@ def bumps(seed):
     return field
 
 
-@pytest.mark.parametrize("n_steps", [2, 3, 8, 9, 10, 16, 33, 64, 100, "random"])
+@pytest.mark.parametrize("n_steps", [2, 3, 8, 9, 10, 16, 33, 100, 300, "random"])
 @pytest.mark.parametrize("method", ["secant", "bisection"])
 def test_against_the_dense_twin(n_steps, method):
     seed = 0 if n_steps == "random" else n_steps + 1
@@ -534,6 +535,33 @@ def test_free_space_is_not_evaluated_and_changes_nothing(n_steps, method):
     assert torch.equal(hits.starts_inside, expected.starts_inside)
     assert hits.hit.any() and hits.starts_inside.any()
     assert sum(part.sizes) < 0.9 * sum(full.sizes)
+
+
+def test_a_grid_of_the_field_knows_the_free_space():
+    """On bumpy fields, at the grid's coarsest, no surface is lost and much is saved."""
+    for seed in range(4):
+        origins, directions = from_a_point(n_rays=1000, seed=seed)
+        full, part = (Recorder(lambda p: bumps(seed)(p, None)) for _ in range(2))
+        space = EmptySpace()
+        space.update(lambda p: bumps(seed)(p.double(), None))
+        function = DepthFunction(n_steps=(64, 65))
+        expected = function.find_surface(full, origins, directions)
+        hits = function.find_surface(part, origins, directions, empty_space=space)
+        assert torch.equal(hits.depth, expected.depth) and torch.equal(hits.hit, expected.hit)
+        assert sum(part.sizes) < 0.8 * sum(full.sizes)
+
+
+def test_a_grid_of_a_plane():
+    """Of the cells in front of it those that touch it, with their neighbours, may hold it."""
+    space = EmptySpace(resolution=11)  # cells of 0.1
+    space.update(plane((0.0, 0.0, 1.0), 0.12))
+    z = torch.linspace(-0.7, 0.7, 141)
+    points = torch.stack([torch.full_like(z, 0.31), torch.full_like(z, -0.2), z], dim=1)
+    may = space.may_hold_surface(0.0)(points)
+    assert may[z.abs() > 0.551].all()  # outside of the grid nothing is known
+    assert may[(z > 0.12 - 0.2) & (z < 0.55)].all()
+    assert not may[(z > -0.549) & (z < 0.12 - 0.37)].any()
+    assert not space.may_hold_surface(1.0)(points)[z.abs() < 0.549].any()
 
 
 # ---- options -------------------------------------------------------------------------------------

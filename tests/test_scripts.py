@@ -16,7 +16,7 @@ from im2mesh.config import DEFAULTS, load_config
 from im2mesh.data.fields import read_camera
 from im2mesh.data.images import read_rgb, resize_rgb
 from im2mesh.errors import InputError
-from scripts import demo_report, filter_dtu_predictions
+from scripts import contact_sheet, filter_dtu_predictions
 from tests.programs import ROOT, octahedron, run, save_model, write_config
 from tests.sphere_scene import RADIUS, SCALE, write_sphere_scene
 
@@ -66,15 +66,15 @@ def test_contact_sheet_has_each_rendering_below_its_view(demo):
     sheet = read_rgb(demo.parent / "out/contact_sheet.png")
     scene, pictures = demo.parent / "data/scan1/scan1/image", demo.parent / "out/rendering/scan1"
     size = (192, 240)  # of the views' proportions, 16:20
-    step_y = demo_report.LABEL_HEIGHT + size[0] + demo_report.GAP
+    step_y = contact_sheet.LABEL_HEIGHT + size[0] + contact_sheet.GAP
     for view in range(5):
-        left = demo_report.GAP + view * (240 + demo_report.GAP)
+        left = contact_sheet.GAP + view * (240 + contact_sheet.GAP)
         paths = scene / f"{view:06d}.png", pictures / f"scan1_{view:03d}_rgb.jpg"
         for row, path in enumerate(paths):
-            top = demo_report.GAP + row * step_y + demo_report.LABEL_HEIGHT
+            top = contact_sheet.GAP + row * step_y + contact_sheet.LABEL_HEIGHT
             tile = sheet[top : top + size[0], left : left + size[1]]
             assert np.array_equal(tile, resize_rgb(read_rgb(path), size)), path
-            label = sheet[top - demo_report.LABEL_HEIGHT : top, : size[1]]
+            label = sheet[top - contact_sheet.LABEL_HEIGHT : top, : size[1]]
             assert label.min() < 64  # dark letters
 
 

@@ -13,7 +13,7 @@ log = logging.getLogger("im2mesh")
 SPLIT_KEYS = {"train": "train_split", "val": "val_split"}  # all else looks at the test split
 
 
-def get_dataset(config, mode):
+def get_dataset(config, mode, cache=None):
     """The dataset of a config.
 
     Parameters
@@ -21,6 +21,9 @@ def get_dataset(config, mode):
     mode : {"train", "val", "test", "render", "eval"}
         What it is for: training, validation, reconstruction, comparison of renderings with the
         true views, evaluation of meshes.
+    cache : dict, optional
+        What training and validation read once, where ``data.cache_fields`` is on. They read the
+        same files alike and may share it.
 
     Returns
     -------
@@ -46,7 +49,7 @@ def get_dataset(config, mode):
         classes=data["classes"],
         split_model_for_images=learns and data["split_model_for_images"],
         skip_unreadable=learns and data["skip_unreadable"],
-        cache=learns and data["cache_fields"],
+        cache=cache if learns and data["cache_fields"] else None,
         seed=config["training"]["seed"],
     )
 

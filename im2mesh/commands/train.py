@@ -61,10 +61,12 @@ class Run:
         self.optimizer = method.get_optimizer(config, self.model)
         self.trainer = method.get_trainer(config, self.model, self.optimizer, device)
         _check_metric(self.options["model_selection_metric"], self.trainer.metrics)
-        self.train_set, self.val_set = (get_dataset(config, mode) for mode in ("train", "val"))
-        for dataset in (self.train_set, self.val_set):
-            if dataset.cache:
-                dataset.preload()
+        cache = {}
+        self.train_set = get_dataset(config, "train", cache)
+        self.val_set = get_dataset(config, "val", cache)
+        if config["data"]["cache_fields"]:
+            self.train_set.preload()
+            self.val_set.preload()
         self.val_loader = make_loader(
             self.val_set,
             self.options["batch_size_val"],

@@ -52,8 +52,8 @@ class MultiObjectDataset(Dataset):
     skip_unreadable : bool
         Objects that cannot be read are left out with a warning (by the scan here, by the loader
         later on) instead of ending the program.
-    cache : bool
-        Keep what was read once.
+    cache : dict, optional
+        Keeps what was read once. Datasets whose fields read the same files alike may share one.
     seed : int
         Of the random views: they depend on (seed, epoch, index) and on nothing else.
 
@@ -78,7 +78,7 @@ class MultiObjectDataset(Dataset):
         classes=None,
         split_model_for_images=False,
         skip_unreadable=False,
-        cache=False,
+        cache=None,
         seed=0,
     ):
         self.root = Path(root)
@@ -86,7 +86,6 @@ class MultiObjectDataset(Dataset):
         self.skip_unreadable = skip_unreadable
         self.cache = cache
         self.seed = seed
-        self._cached = {}
         if not self.root.is_dir():
             raise InputError(
                 f"data.path: there is no folder {self.root}. The section 'Data' of the README "
@@ -131,15 +130,15 @@ class MultiObjectDataset(Dataset):
 
     def _load(self, entry):
         place = entry.folder, entry.view
-        if place in self._cached:
-            return self._cached[place]
+        if self.cache is not None and place in self.cache:
+            return self.cache[place]
         item = {}
         for name, field in self.fields.items():
             with _naming(entry, name):
                 values = field.load(entry.folder, entry.view)
             item |= {f"{name}.{key}" if key else name: value for key, value in values.items()}
-        if self.cache:
-            self._cached[place] = item
+        if self.cache is not None:
+            self.cache[place] = item
         return item
 
     def _views(self, entry):

@@ -78,6 +78,11 @@ class ImagesField:
                 f"{folder / self.img_folder}: data.ignore_image_idx leaves none of its "
                 f"{n_images} images"
             )
+        if self.n_views > len(views):
+            raise InputError(
+                f"{folder / self.img_folder}: data.n_views is {self.n_views}, but there are "
+                f"{len(views)} images in use; 0 takes them all"
+            )
         return views[: self.n_views] if self.n_views > 0 else views
 
     def load(self, folder, view):

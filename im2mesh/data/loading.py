@@ -206,4 +206,4 @@ def make_loader(
     sampler = EpochSampler(
         len(dataset), batch_size, shuffle, seed, start_epoch, start_batch, endless
     )
-    return Loader(dataset, sampler, 0 if dataset.cache else n_workers, seed)
+    return Loader(dataset, sampler, n_workers if dataset.cache is None else 0, seed)
