@@ -4,10 +4,8 @@ A checkpoint is a dict with ``model`` (state dict), ``optimizer``, ``epoch_it``,
 ``loss_val_best``; ours also hold ``batch_it`` (batches done in the epoch) and ``config``.
 """
 
-import contextlib
 import http.client
 import io
-import os
 import pickle
 import re
 from pathlib import Path
@@ -155,9 +153,3 @@ def locate(model_file, out_dir):
     if is_url(model_file):
         return download(model_file)
     return Path(out_dir) / model_file
-
-
-def remove(path):
-    """Delete a checkpoint if it is there."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)

@@ -141,12 +141,6 @@ def test_a_kill_leaves_the_previous_file(path, moment):
     assert equal(checkpoints.load(path), state)
 
 
-def test_remove(path):
-    checkpoints.remove(path)
-    assert not path.exists()
-    checkpoints.remove(path)
-
-
 # ---- damaged and foreign files -------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SHIPPED = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))
 # No experiments: the first lists all keys, the second serves a script that needs no network.
 WITHOUT_MODEL = {Path("default.yaml"), Path("other/clean_dtu.yaml")}
+N_VIEWS = 64
 TERMS = {
     "rgb": "lambda_rgb", "image_gradients": "lambda_image_gradients", "depth": "lambda_depth",
     "sparse_depth": "lambda_sparse_depth", "normal": "lambda_normal",
@@ -24,18 +25,27 @@ TERMS = {
 }
 
 
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    """An object folder with as many views as a scan of DTU."""
+    folder = tmp_path_factory.mktemp("scene") / "object"
+    write_sphere_scene(folder, n_views=N_VIEWS, size=(8, 10))
+    return folder
+
+
 @pytest.fixture
-def load(tmp_path):
-    """Load a shipped config for a small copy of the data it asks for."""
+def load(tmp_path, scene):
+    """Load a shipped config for small data of the layout it asks for, and a small network."""
 
     def load(name):
         classes = load_config(CONFIGS / name)["data"]["classes"] or ["02691156"]
         for category in classes:
-            write_sphere_scene(tmp_path / "data" / category / category, size=(8, 10))
+            (tmp_path / "data" / category).mkdir(parents=True)
+            (tmp_path / "data" / category / category).symlink_to(scene)
         overrides = [
             f"data.path={tmp_path / 'data'}", "generation.resolution_0=4",
             "generation.upsampling_steps=1", "generation.refinement_step=1",
-            "rendering.ray_sampling_accuracy=[8, 9]",
+            "rendering.ray_sampling_accuracy=[8, 9]", "model.decoder_kwargs={hidden_size: 16}",
         ]
         return load_config(CONFIGS / name, overrides)
 
@@ -46,6 +56,7 @@ def load(tmp_path):
 def test_config_trains_generates_and_renders(load, name):
     config = load(name)
     method = method_module(config)
+    method.get_model(load_config(CONFIGS / name))  # as shipped
     torch.manual_seed(0)
     model = method.get_model(config)
     with torch.no_grad():  # a field that is occupied in places: all terms have rays
@@ -55,8 +66,8 @@ def test_config_trains_generates_and_renders(load, name):
 
     data, training = config["data"], config["training"]
     train_set, val_set = (get_dataset(config, mode) for mode in ("train", "val"))
-    used = set(range(5)) - set(data["ignore_image_idx"])
-    assert {entry.view for entry in train_set.entries} == used
+    views = [view for view in range(N_VIEWS) if view not in data["ignore_image_idx"]]
+    assert [entry.view for entry in train_set.entries] == views[: data["n_views"] or None]
     loader = make_loader(train_set, training["batch_size"], seed=0)
     report = trainer.train_step(next(iter(loader)), 0)
     wanted = {term for term, key in TERMS.items() if config["model"][key]}

@@ -353,6 +353,15 @@ def test_bisection_halves():
     assert abs(hits.depth.item() - root) > 1e-6
 
 
+def test_a_value_of_zero_replaces_the_inner_end():
+    """Halving meets the surface at once and then closes in on it from outside."""
+    origins, directions = along_z(n_side=1, width=0.0)
+    near, far = tensor([1.5]), tensor([2.5])
+    hits = march(lambda p, _: p[:, 2], origins, directions, near, far, 2, n_secant_steps=3,
+                 method="bisection")
+    assert hits.depth.item() == 2 - 0.5 / 2**3
+
+
 @pytest.mark.parametrize("n_refine", [0, 3, 8])
 def test_refinement_evaluates_each_hit_so_many_times(n_refine):
     origins, directions = along_z()

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from PIL import Image
 
 from benchmarks import generate, train_step
 from im2mesh import geometry

@@ -7,7 +7,6 @@ import signal
 import sys
 import time
 from contextlib import closing, contextmanager
-from pathlib import Path
 
 import torch
 from tqdm import tqdm

@@ -8,8 +8,6 @@ The march that finds d keeps no graph. One evaluation of the network at p, with 
 that training needs: memory does not depend on the number of steps of the march.
 """
 
-import torch
-
 MIN_SLOPE = 1e-3
 
 

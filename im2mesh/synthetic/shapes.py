@@ -219,16 +219,6 @@ def stripes(direction, period, share=0.5, phase=0.0):
     return weight
 
 
-def checks(period, phase=0.0):
-    """Weight of a 3D checkerboard whose cells have edge length ``period / 2``."""
-
-    def weight(points):
-        wave = np.sin(2 * np.pi * (points / period + phase)).prod(1)
-        return _step(wave * period / (2 * np.pi))
-
-    return weight
-
-
 def sectors(centre, count, phase=0.0):
     """Weight 1 on every other of ``2 * count`` sectors around the z axis through ``centre``."""
 
