@@ -4,6 +4,7 @@ A checkpoint is a dict with ``model`` (state dict), ``optimizer``, ``epoch_it``,
 ``loss_val_best``; ours also hold ``batch_it`` (batches done in the epoch) and ``config``.
 """
 
+import hashlib
 import http.client
 import io
 import pickle
@@ -63,6 +64,10 @@ def load(path, device="cpu"):
             f"{f' ({reason[0].strip()})' if reason else ''}. Nothing in it was executed. "
             "Get the file again from where you trust it."
         ) from err
+    except OSError as err:
+        raise InputError(f"checkpoint {path} cannot be read: {err.strerror or err}") from err
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as err:  # a damaged pickle can end in any of them
         raise InputError(
             f"checkpoint {path} cannot be read, it is damaged or incomplete "
@@ -124,14 +129,16 @@ def download(url):
     """
     name = url.rsplit("/", 1)[-1]
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
-    if path.exists():
-        return path
     digits = re.search(r"-([0-9a-f]{8,})\.", name)
     if digits is None:
         raise InputError(
             f"{url}: the file name holds no hash (name-<8 hex digits>.pt), so the download could "
             "not be verified. Download it yourself and give its path."
         )
+    if path.exists():
+        if hashlib.sha256(path.read_bytes()).hexdigest().startswith(digits[1]):
+            return path
+        raise InputError(f"{path} is not the file of {url}: its hash differs. Delete it.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), hash_prefix=digits[1], progress=False)

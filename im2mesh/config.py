@@ -152,7 +152,9 @@ KINDS = {
     "training.batch_size": COUNT,
     "training.batch_size_val": COUNT,
     "training.learning_rate": POSITIVE,
-    "training.scheduler_milestones": _list_of(COUNT, "a list of whole numbers >= 1"),
+    "training.scheduler_milestones": _list_of(
+        COUNT, "a list of ascending whole numbers >= 1", lambda epochs: epochs == sorted(epochs)
+    ),
     "training.scheduler_gamma": POSITIVE,
     "training.model_selection_mode": _choice("minimize", "maximize"),
     "training.n_training_points": COUNT,

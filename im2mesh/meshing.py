@@ -20,7 +20,7 @@ import torch.nn.functional as F
 import trimesh
 
 from im2mesh.errors import InputError
-from im2mesh.ext import MISE
+from im2mesh.ext import new_mise
 from im2mesh.files import atomic_path
 
 MAX_POINTS = 1 << 17
@@ -126,7 +126,7 @@ def extract_grid(
     InputError
         When the field is NaN somewhere.
     """
-    mise = MISE(resolution_0, upsampling_steps, threshold_logit)
+    mise = new_mise(resolution_0, upsampling_steps, threshold_logit)
     while len(grid_points := mise.query()):
         points = _to_object_space(grid_points, mise.resolution, padding)
         logits = evaluate(field, points, max_points, device)

@@ -146,13 +146,13 @@ def loss(model, batch, options, n_steps, uniform, normal, positions=None):
     -------
     Loss
     """
-    n_images, height, width = batch["img"].shape[:3]
+    n_images, (height, width) = len(batch["img"]), batch["img"][0].shape[:2]
     if positions is None:
         positions = [tiles(height, width, options.patch_size)] * n_images
     result = Loss()
     values, masks, hits = {name: [] for name in options.weights}, [], []
     for b in range(n_images):
-        item = {key: value[b] for key, value in batch.items() if torch.is_tensor(value)}
+        item = {key: value[b] for key, value in batch.items()}
         image = _Image(model, item, options, n_steps, uniform, normal)
         hit, mask = image.loss(positions[b], values)
         hits.append(hit)

@@ -403,7 +403,7 @@ def test_batches_do_not_depend_on_workers_or_global_random_state(tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
     assert seen(alone) == seen(helped)
     for batch, same in zip(alone, helped):
-        assert torch.equal(batch["img"], same["img"])
+        assert torch.equal(torch.stack(batch["img"]), torch.stack(same["img"]))
         assert torch.equal(batch["img.world_mat"], same["img.world_mat"])
     resumed = take(make_loader(dataset, 2, seed=3, start_epoch=1, start_batch=2), 3)
     assert seen(resumed) == seen(alone)[5:]
@@ -431,7 +431,7 @@ def test_collate_joins_and_pads():
         for i in (2, 0, 4)
     ]
     batch = collate(items)
-    assert batch["img"].shape == (3, 2, 3, 3) and batch["img"].dtype == torch.uint8
+    assert all(image is item["img"] for image, item in zip(batch["img"], items, strict=True))
     assert batch["idx"].tolist() == [2, 0, 4]
     assert batch["sparse_depth.points"].shape == (3, 4, 3)
     assert batch["sparse_depth.valid"].sum(1).tolist() == [2, 0, 4]
@@ -447,7 +447,8 @@ def test_images_of_different_size_do_not_make_a_batch(tmp_path):
         with pytest.raises(InputError, match="^a batch cannot hold 'img'.*data.img_size"):
             take(make_loader(dataset, 2, n_workers), 1)
     resized = images_only(tmp_path, split_model_for_images=False, img_size=12)
-    assert take(make_loader(resized, 2), 1)[0]["img"].shape == (2, 12, 12, 3)
+    images = take(make_loader(resized, 2), 1)[0]["img"]
+    assert [image.shape for image in images] == [(12, 12, 3)] * 2
     assert len(take(make_loader(dataset, 1), 2)) == 2
 
 
@@ -457,10 +458,12 @@ def test_images_of_different_size_do_not_make_a_batch(tmp_path):
 @pytest.mark.parametrize("n_workers", [0, 2])
 def test_cached_batches_are_views_of_the_cache(tiny_dtu, n_workers):
     dataset = images_only(tiny_dtu, cache={})
-    batches = take(make_loader(dataset, 1, n_workers), 15)
-    pointers = {batch["img"].data_ptr() for batch in batches}
-    assert pointers == {dataset[i]["img"].data_ptr() for i in range(5)}
-    assert batches[0]["img"].dtype == torch.uint8 and batches[0]["img"].shape == (1, 16, 20, 3)
+    for batch_size in (1, 3):
+        batches = take(make_loader(dataset, batch_size, n_workers), 15)
+        images = [image for batch in batches for image in batch["img"]]
+        cached = {dataset[i]["img"].data_ptr() for i in range(5)}
+        assert {image.data_ptr() for image in images} == cached
+        assert images[0].dtype == torch.uint8 and images[0].shape == (16, 20, 3)
 
 
 def test_cache_reads_each_file_once(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from im2mesh.ext import MISE
+from im2mesh.ext.mise import MISE
 from tests.reference import both_files, load, needs_reference
 
 

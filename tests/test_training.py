@@ -95,7 +95,7 @@ def check_against_plain(model, batch, trainer, n_steps, positions=None):
     options = trainer.options
     expected = plain.loss(model, batch, options, n_steps, UNIFORM, NORMAL, positions)
     terms = expected.terms(options.reduction)
-    assert set(report) == {"loss", "hit_share", *terms}
+    assert set(report) == {"loss", "hit_share", "rays", *terms}
     for name, term in terms.items():
         assert report[name] == pytest.approx(term.item(), rel=1e-4, abs=1e-6), name
     total = sum(options.weights[name] * term for name, term in terms.items())
@@ -208,6 +208,7 @@ def test_without_hits_only_random_depths_remain(views, bias):
     model = make_model(bias=bias)
     surface = {name: 1.0 for name in ALL if name not in ("freespace", "occupied")}
     report = make_trainer(model, surface, patch_size=2).train_step(views(0), 0)
+    assert report.pop("rays") > 0
     assert report == {"loss": 0, "hit_share": 0, **dict.fromkeys(surface, 0)}
     assert all(gradient.count_nonzero() == 0 for gradient in gradients(model).values())
 
@@ -369,7 +370,7 @@ def test_weights_of_zero_cost_nothing_and_change_nothing(views, monkeypatch):
     before = {name: p.clone() for name, p in model.named_parameters()}
     trainer = make_trainer(model, dict.fromkeys(ALL, 0.0), lr=1.0, patch_size=2)
     report = trainer.train_step(views(0), 0)
-    assert set(report) == {"loss", "hit_share"} and report["loss"] == 0
+    assert set(report) == {"loss", "hit_share", "rays"} and report["loss"] == 0
     assert sum(map(len, seen)) == 0
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
@@ -555,14 +556,13 @@ def test_validation_without_hits(views):
     assert metrics["rgb"] == 0
     assert metrics["mask_iou"] == 0
     assert math.isfinite(metrics["loss"])
-    background = (~views(0)["img.mask"]).float().mean().item()
+    background = (~views(0)["img.mask"][0]).float().mean().item()
     assert metrics["mask_intersection"] == pytest.approx(background)
 
 
 def test_an_empty_view_that_is_left_empty_is_right(views):
     batch = views(0, 1)
-    batch["img.mask"] = batch["img.mask"].clone()
-    batch["img.mask"][1] = False
+    batch["img.mask"] = [batch["img.mask"][0], torch.zeros_like(batch["img.mask"][1])]
     metrics = make_trainer(make_model(bias=-100.0), ALL, patch_size=2).evaluate([batch])
     assert metrics["mask_iou"] == 0.5
 

@@ -1,5 +1,7 @@
 """Telling why a mesh is empty, fills the cube or is cut off by it."""
 
+import dataclasses
+
 import torch
 
 from im2mesh import geometry
@@ -66,7 +68,10 @@ def _views(config, device, model, entry):
         pixels = geometry.pixel_centers(EDGE, EDGE)[None]
         mask = geometry.look_up(item["mask"][None], pixels)[0].to(device)
         origins, directions = (t[0].to(device) for t in geometry.camera_rays(pixels, matrix))
-        hit = model.find_surface(origins, directions).hit if model.encoder is None else None
+        hit = None
+        if model.encoder is None:
+            march = dataclasses.replace(model.depth_function, tau=config["test"]["threshold"])
+            hit = march.find_surface(model.logit_field(), origins, directions).hit
         _, _, inside = geometry.cube_interval(origins, directions, 0.0)
         rays += len(mask)
         in_mask += int(mask.sum())

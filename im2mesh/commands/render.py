@@ -1,6 +1,7 @@
 """Renderings of all objects of the test split, from the dataset's cameras or a turntable."""
 
 import logging
+import math
 
 import imageio.v3 as imageio
 import pandas as pd
@@ -9,6 +10,7 @@ import torch
 from im2mesh import geometry
 from im2mesh.commands.setup import get_dataset, load_trained_model, output_folder
 from im2mesh.config import method_module
+from im2mesh.data.fields import read_camera
 from im2mesh.dvr.rendering import compare, turntable, up_axis
 from im2mesh.errors import InputError
 from im2mesh.files import atomic_path
@@ -46,19 +48,23 @@ def render(config, device, args):
         with torch.no_grad():
             shifts = model.encode(None if inputs is None else inputs[None].to(device))
         frames = {kind: [] for kind in kinds}
-        cameras = _cameras(options, dataset.fields["img"], entry)
+        images = dataset.fields["img"]
+        size = options["resolution"] or item["img"].shape[:2]
+        cameras = _cameras(options, images, entry, size)
         empty_space = renderer.empty_space(shifts)
-        for name, matrix, true in cameras:
-            height, width = options["resolution"] or item["img"].shape[:2]
-            rendering = renderer.render(matrix, height, width, shifts, empty_space)
+        for name, matrix, view in cameras:
+            rendering = renderer.render(matrix, *size, shifts, empty_space)
             for kind in kinds:
                 picture = rendering.image(kind, options["background"]).numpy()
                 frames[kind].append(picture)
                 suffix = f"_{kind}" if len(kinds) > 1 else ""
                 path = folder / entry.category / f"{entry.model}_{name}{suffix}.{options['extension']}"
                 _write(path, picture)
-            if true is not None and "mask" in true:
+            if view is not None and images.mask_folder is not None:
+                true = images.load(entry.folder, view)
                 measured = compare(rendering, true[""], true["mask"])
+                if not model.has_color:
+                    measured["psnr"] = math.nan
                 rows.append({"class": entry.category, "model": entry.model, "view": name, **measured})
         if len(cameras) > 1:
             for kind, pictures in frames.items():
@@ -81,12 +87,12 @@ def render(config, device, args):
     return 0
 
 
-def _cameras(options, images, entry):
+def _cameras(options, images, entry, size):
     """The cameras to render an object from.
 
     Returns
     -------
-    list of (name, object_to_image (4, 4), item of the true view or None)
+    list of (name, object_to_image (4, 4), number of the true view or None)
     """
     views = images.views(entry.folder)
     first, count = options["n_start_view"], options["n_views"]
@@ -97,18 +103,13 @@ def _cameras(options, images, entry):
                 "(0 is the first)"
             )
         chosen = views[first : first + count] if count else views[first:]
-        items = [images.load(entry.folder, view) for view in chosen]
-        return [
-            (f"{view:03d}", _matrix(item), item) for view, item in zip(chosen, items)
-        ]
-    matrices = torch.stack([_matrix(images.load(entry.folder, view)) for view in views])
+        return [(f"{view:03d}", _matrix(entry, view), view) for view in chosen]
+    matrices = torch.stack([_matrix(entry, view) for view in views])
     axis = options["turntable_axis"]
     centers, _ = geometry.camera_rays(torch.zeros(len(views), 1, 2, dtype=torch.float64), matrices)
-    height, width = options["resolution"] or images.load(entry.folder, views[0])[""].shape[:2]
     frames = turntable(
         count or TURNTABLE_FRAMES,
-        height,
-        width,
+        *size,
         options["turntable_elevation"],
         up_axis(matrices) if axis is None else axis,
         centers[0, 0],
@@ -116,8 +117,9 @@ def _cameras(options, images, entry):
     return [(f"{frame:03d}", matrix, None) for frame, matrix in enumerate(frames)]
 
 
-def _matrix(item):
-    return geometry.object_to_image(item["camera_mat"], item["world_mat"], item["scale_mat"])
+def _matrix(entry, view):
+    camera = read_camera(entry.folder / "cameras.npz", view)
+    return geometry.object_to_image(camera["camera_mat"], camera["world_mat"], camera["scale_mat"])
 
 
 def _write(path, picture):

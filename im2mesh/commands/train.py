@@ -77,7 +77,7 @@ class Run:
         self.iteration = self.epoch = self.batch = 0
         self.maximize = self.options["model_selection_mode"] == "maximize"
         self.best = -math.inf if self.maximize else math.inf
-        self._resume(device)
+        self._resume()
         save_config(config, self.out_dir / "config.yaml")
         self.board = Board(self.out_dir / "logs", self.iteration)
         self.visualizer = Visualizer(config, self.model, method, device, self.val_set, self.board)
@@ -90,6 +90,8 @@ class Run:
         """Iterate; see :func:`train`."""
         every = self.options
         last = every["max_iterations"] or math.inf
+        if self.batch * every["batch_size"] >= len(self.train_set):
+            self.epoch, self.batch = self.epoch + 1, 0  # saved with smaller batches or more data
         batches = make_loader(
             self.train_set,
             every["batch_size"],
@@ -98,8 +100,7 @@ class Run:
             start_epoch=self.epoch,
             start_batch=self.batch,
         )
-        n_views = len(self.train_set)
-        log.info("training on %d items, %d batches an epoch", n_views, len(batches))
+        log.info("training on %d items, %d batches an epoch", len(self.train_set), len(batches))
         if self.iteration >= last:
             log.info("nothing to do: iteration %d is reached already", self.iteration)
             return FINISHED
@@ -112,45 +113,46 @@ class Run:
             for batch in batches:
                 self._set_learning_rate()
                 report = self._step(batch)
+                meter.add(report.pop("rays"))
                 self.iteration += 1
                 self.batch += 1
                 if self.batch == len(batches):
                     self.epoch, self.batch = self.epoch + 1, 0
-                meter.add(len(batch["img"]) * every["n_training_points"])
                 progress.update()
                 progress.set_postfix(loss=f"{report['loss']:.2f}", refresh=False)
 
+                finished = self.iteration >= last
+                stopped = self._reason_to_stop(deadline, received)
+                if stopped or _due(self.iteration, every["checkpoint_every"]):
+                    self._save()  # first of all: whoever sent a signal may not wait for long
                 if _due(self.iteration, every["print_every"]):
                     self._report(report, meter, last)
-                if _due(self.iteration, every["visualize_every"]):
+                if _due(self.iteration, every["visualize_every"]) and not stopped:
                     self.visualizer.show(self.iteration)
-                finished = self.iteration >= last
-                if _due(self.iteration, every["validate_every"]) or (
-                    finished and every["validate_every"]
+                if every["validate_every"] and (
+                    finished or _due(self.iteration, every["validate_every"])
                 ):
                     self._validate()
                 if _due(self.iteration, every["backup_every"]):
                     self._save(f"model_{self.iteration}.pt")
-                if finished:
-                    self._save()
-                    log.info("finished at iteration %d: %s", self.iteration, self.checkpoint)
-                    return FINISHED
-                if received:
-                    self._save()
+                if finished or stopped:
+                    self._save()  # once more: validation may have found a new best
+                    code, reason = (FINISHED, "finished") if finished else stopped
+                    hint = "" if finished else f", {RESUME_HINT}"
                     log.info(
-                        "stopped by %s at iteration %d; saved %s, %s",
-                        received[0].name, self.iteration, self.checkpoint, RESUME_HINT,
+                        "%s at iteration %d; saved %s%s",
+                        reason, self.iteration, self.checkpoint, hint,
                     )
-                    return 128 + received[0]
-                if time.monotonic() >= deadline:
-                    self._save()
-                    log.info(
-                        "time is up at iteration %d; saved %s, %s",
-                        self.iteration, self.checkpoint, RESUME_HINT,
-                    )
-                    return EXIT_AFTER
-                if _due(self.iteration, every["checkpoint_every"]):
-                    self._save()
+                    return code
+
+    @staticmethod
+    def _reason_to_stop(deadline, received):
+        """(exit code, words) for a signal that came or time that is up, else None."""
+        if received:
+            return 128 + received[0], f"stopped by {received[0].name}"
+        if time.monotonic() >= deadline:
+            return EXIT_AFTER, "time is up"
+        return None
 
     def _step(self, batch):
         try:
@@ -217,10 +219,10 @@ class Run:
             },
         )
 
-    def _resume(self, device):
+    def _resume(self):
         if not self.checkpoint.exists():
             return
-        state = checkpoints.load(self.checkpoint, device)
+        state = checkpoints.load(self.checkpoint)
         checkpoints.load_model(self.model, state, self.checkpoint)
         if "optimizer" not in state:
             raise InputError(
@@ -233,6 +235,8 @@ class Run:
         self.batch = state.get("batch_it", 0)
         self.best = float(state.get("loss_val_best", self.best))
         log.info("continuing from %s, iteration %d", self.checkpoint, self.iteration)
+        for key, before, now in _changes(state.get("config", {}), self.config):
+            log.info("changed since then: %s was %s, is %s", key, before, now)
 
 
 class _Meter:
@@ -250,6 +254,16 @@ class _Meter:
         rates = self.iterations / seconds, self.rays / seconds
         self.__init__()
         return rates
+
+
+def _changes(old, new):
+    """(dotted key, old value, new value) of every key of a config that is not as it was."""
+    for section, keys in new.items():
+        before = old.get(section, keys)
+        if isinstance(keys, dict) and isinstance(before, dict):
+            for key, value in keys.items():
+                if before.get(key, value) != value:
+                    yield f"{section}.{key}", before[key], value
 
 
 def _check_metric(chosen, known):

@@ -64,14 +64,14 @@ class Visualizer:
     def _panel(self, batch, shifts):
         """True view, rendered colour, depth and normals, side by side."""
         matrices = (batch["img.camera_mat"], batch["img.world_mat"], batch["img.scale_mat"])
-        height, width = batch["img"].shape[1:3]
+        height, width = batch["img"][0].shape[:2]
         shrink = min(1, MAX_EDGE / max(height, width))
         height, width = (max(2, round(edge * shrink)) for edge in (height, width))
         rendering = self.renderer.render(
             geometry.object_to_image(*matrices)[0], height, width, shifts
         )
         pixels = geometry.pixel_centers(height, width)[None]
-        true = geometry.look_up(batch["img"], pixels).view(height, width, 3)
+        true = geometry.look_up(batch["img"][0][None], pixels).view(height, width, 3)
         views = [rendering.image(kind) for kind in ("rgb", "depth", "normal")]
         return torch.cat([true, *views], dim=1).numpy()
 

@@ -203,7 +203,12 @@ def read_camera(path, view):
         matrix = matrix.astype(np.float64)
         if not np.isfinite(matrix).all():
             raise InputError(f"{path}: {name} has NaN or infinite entries")
-        if np.linalg.matrix_rank(matrix) < 4:
+        if not np.array_equal(matrix[3], [0, 0, 0, 1]):
+            raise InputError(
+                f"{path}: the last row of {name} is {matrix[3].tolist()}; an affine map has "
+                "[0, 0, 0, 1] there"
+            )
+        if np.linalg.matrix_rank(matrix[:3, :3]) < 3:
             raise InputError(f"{path}: {name} is singular")
         matrices[name.removesuffix(f"_{view}")] = torch.from_numpy(matrix)
     return matrices

@@ -20,6 +20,8 @@ from im2mesh.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+IMAGES = {"img", "img.mask", "img.depth", "img.visual_hull_depth"}
+
 
 class Draw(NamedTuple):
     """A key of the dataset: which item, in which epoch."""
@@ -66,8 +68,9 @@ class EpochSampler:
 def collate(items):
     """Join flat items to a batch: the same keys, with a leading dimension B.
 
-    A batch of one item is a view of it: nothing is copied. The points of ``sparse_depth.*`` are
-    padded with zeros, and False in ``sparse_depth.valid``, to the longest list.
+    Images, masks and depth maps make a list of B tensors (H, W, ...): a step looks at few of
+    their pixels, so they are not copied. The points of ``sparse_depth.*`` are padded with zeros,
+    and False in ``sparse_depth.valid``, to the longest list.
 
     Raises
     ------
@@ -80,8 +83,6 @@ def collate(items):
 def _join(key, values):
     if not torch.is_tensor(values[0]):
         return torch.tensor(values)
-    if len(values) == 1:
-        return values[0].unsqueeze(0)
     if key.startswith("sparse_depth."):
         return pad_sequence(values, batch_first=True)
     shapes = sorted({tuple(value.shape) for value in values})
@@ -90,7 +91,7 @@ def _join(key, values):
             f"a batch cannot hold '{key}' of different shapes ({', '.join(map(str, shapes))}): "
             "set data.img_size for images of one size, or a batch size of 1"
         )
-    return torch.stack(values)
+    return values if key in IMAGES else torch.stack(values)
 
 
 class Loader:

@@ -44,6 +44,8 @@ def get_model(config, device="cpu"):
             f"model.encoder: {keys['encoder']!r} is not available; use encoder: null and c_dim: 0 "
             "(one object, many views)"
         )
+    if keys["encoder_kwargs"]:
+        raise InputError("model.encoder_kwargs: there is no encoder to take them; set {}")
     if keys["c_dim"] != 0:
         raise InputError(f"model.c_dim is {keys['c_dim']}, but without an encoder it must be 0")
     decoder = _construct(

@@ -3,13 +3,17 @@
 The bound of a cell is an estimate from the field at grid points, not a proof: the largest logit
 at its corners, raised by the spread of these logits, and the largest such figure among the cell
 and its 26 neighbours. A surface is overlooked only where the field rises from there to the
-threshold and falls back between grid points, faster than it does anywhere around.
+threshold and falls back between grid points, faster than it does anywhere around, or, in
+training, where it has risen since the last look at it.
 """
 
 import torch
 import torch.nn.functional as F
 
 from im2mesh.geometry import CUBE_PADDING
+
+
+CHUNK = 2**16  # points per call of the field
 
 
 class EmptySpace:
@@ -36,7 +40,8 @@ class EmptySpace:
         """
         axis = torch.linspace(-self.side / 2, self.side / 2, self.resolution + 1, device=device)
         points = torch.cartesian_prod(axis, axis, axis)
-        values = field(points).view(1, 1, *[self.resolution + 1] * 3)
+        values = torch.cat([field(chunk) for chunk in points.split(CHUNK)])
+        values = values.view(1, 1, *[self.resolution + 1] * 3)
         highest = F.max_pool3d(values, kernel_size=2, stride=1)
         lowest = -F.max_pool3d(-values, kernel_size=2, stride=1)
         bound = highest + (highest - lowest)

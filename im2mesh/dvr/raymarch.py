@@ -125,6 +125,16 @@ def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8, m
             lambda depths: evaluate(rays, depths), low, low_value, high, high_value,
             n_secant_steps, method,
         )
+        # Where a sample that was taken for free turns out not to be, look at all of the ray.
+        wrong = rays[low_value >= 0]
+        if len(wrong):
+            again = march(
+                lambda points, rows: field(points, wrong[rows]),
+                origins[wrong], directions[wrong], near[wrong], far[wrong], n_steps[wrong],
+                n_secant_steps=n_secant_steps, method=method, max_points=max_points,
+            )
+            depth[wrong] = again.depth.where(again.hit, torch.inf)
+            starts_inside[wrong] = again.starts_inside
     hit = depth.isfinite()
     points = torch.addcmul(origins, depth.where(hit, 0)[:, None], directions)
     depth[starts_inside] = 0
@@ -175,6 +185,10 @@ class DepthFunction:
             (self.n_secant_steps >= 0, "n_secant_steps must not be negative"),
             (self.max_points >= 1, "max_points must be at least 1"),
             (self.init_resolution >= 2, "init_resolution must be at least 2"),
+            (
+                list(self.schedule_milestones) == sorted(self.schedule_milestones),
+                "schedule_milestones must ascend",
+            ),
         ):
             if not right:
                 raise ValueError(wanted)

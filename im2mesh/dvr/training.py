@@ -18,6 +18,7 @@ from im2mesh.dvr.implicit import depth_with_gradient, follow_surface
 from im2mesh.dvr.sampling import sample_pixels
 
 COLOR_TERMS = {"rgb", "image_gradients"}
+DEPTH_TERMS = {"depth", "sparse_depth"}  # read from disk only where their weight is not 0
 RAY_MEANS = {  # term: what validation calls its mean over rays
     "rgb": "loss_rgb_eval",
     "depth": "loss_depth_eval",
@@ -64,7 +65,8 @@ class Rays:
     depth, hull_depth : Tensor (R,) or None
         True camera depth and that of the visual hull, +inf where there is no surface.
     sparse_depth : Tensor (S,) or None
-        Camera depth of the sparse points; nan for padding.
+        Camera depth of the sparse points.
+    n_images : int
     n_patches : int
         Patches at the head of each image's pixels.
     """
@@ -77,6 +79,7 @@ class Rays:
     depth: torch.Tensor | None
     hull_depth: torch.Tensor | None
     sparse_depth: torch.Tensor | None
+    n_images: int
     n_patches: int
 
 
@@ -111,7 +114,8 @@ class Trainer:
     def load_state_dict(self, state):
         """Take up the state of an interrupted run."""
         if self.empty_space is not None:
-            self.empty_space.bound = state.get("empty_space")
+            bound = state.get("empty_space")
+            self.empty_space.bound = bound if bound is None else bound.to(self.device)
 
     def train_step(self, batch, iteration):
         """One gradient step.
@@ -126,12 +130,13 @@ class Trainer:
         -------
         dict of float
             ``loss``, every term by its name (summed or averaged as the options say, divided by
-            the batch size, without its lambda), and ``hit_share``, the share of rays that found a surface.
+            the batch size, without its lambda), ``hit_share``, the share of rays that found a
+            surface, and ``rays``, their number.
 
         Raises
         ------
         FloatingPointError
-            When a term is not finite; the weights are left as they were.
+            When a term or the gradient is not finite; the weights are left as they were.
         """
         self.model.train()
         generator = self._generator(0, iteration)
@@ -148,14 +153,27 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if loss.requires_grad:
             loss.backward()
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            if not torch.nn.utils.get_total_norm(gradients).isfinite():
+                raise FloatingPointError("the gradient of the loss is not finite")
             self.optimizer.step()
         report = {"loss": loss, **terms, "hit_share": hit.float().mean()}
-        return {name: float(value.detach()) for name, value in report.items()}
+        report = {name: float(value.detach()) for name, value in report.items()}
+        return report | {"rays": len(rays.origins)}
 
     @property
     def metrics(self):
-        """The names that :meth:`evaluate` may report; the data decides which of them it does."""
-        return ["loss", *self.options.weights, *RAY_MEANS.values(), "mask_intersection", "mask_iou"]
+        """The names that :meth:`evaluate` reports with this model and these weights."""
+        weights = self.options.weights
+        terms = [
+            term
+            for term in weights
+            if (weights[term] != 0 or term not in DEPTH_TERMS)
+            and (self.model.has_color or term not in COLOR_TERMS)
+            and (self.options.patch_size > 1 or term != "image_gradients")
+        ]
+        means = [RAY_MEANS[term] for term in terms if term in RAY_MEANS]
+        return ["loss", *terms, *means, "mask_intersection", "mask_iou"]
 
     @torch.no_grad()
     def evaluate(self, batches):
@@ -217,48 +235,45 @@ class Trainer:
 
     def _sample(self, batch, n_points, generator):
         """Choose pixels and look up what is known of them; only that moves to the device."""
-        image = batch["img"]
-        batch_size, height, width = image.shape[:3]
+        images = batch["img"]
+        batch_size, (height, width) = len(images), images[0].shape[:2]
         pixels, n_patches = sample_pixels(
             n_points, self.options.patch_size, height, width, batch_size, generator,
             self.options.sample_continuous,
         )
         matrices = (batch["img.camera_mat"], batch["img.world_mat"], batch["img.scale_mat"])
         to_image = geometry.object_to_image(*matrices)
-        all_pixels, sparse_depth = [pixels], None
+        origins, directions = (t.flatten(0, 1) for t in geometry.camera_rays(pixels, to_image))
+        objects = torch.arange(batch_size).repeat_interleave(pixels.shape[1])
+        sparse_depth = None
         if self.options.weights.get("sparse_depth", 0) != 0 and "sparse_depth.points" in batch:
-            points, valid = batch["sparse_depth.points"], batch["sparse_depth.valid"]
-            if points.shape[1] > n_points:
-                chosen = torch.randperm(points.shape[1], generator=generator)[:n_points]
-                points, valid = points[:, chosen], valid[:, chosen]
+            valid = batch["sparse_depth.valid"]  # the rest is padding
             world_to_image = matrices[0].double() @ matrices[1].double()
-            sparse_pixels, sparse_depth = geometry.project(points, world_to_image)
-            all_pixels.append(sparse_pixels.where(valid[..., None], 0))
-            sparse_depth = sparse_depth.where(valid, torch.nan)
-
-        rays = [geometry.camera_rays(p, to_image) for p in all_pixels]
-        objects = None
-        if batch_size > 1:
-            objects = torch.cat(
-                [torch.arange(batch_size).repeat_interleave(p.shape[1]) for p in all_pixels]
-            )
-
-        def flat(*tensors):
-            tensors = [t.flatten(0, 1) for t in tensors if t is not None]
-            return torch.cat(tensors).to(self.device, non_blocking=True) if tensors else None
+            pixels_seen, depth = geometry.project(batch["sparse_depth.points"], world_to_image)
+            sparse = geometry.camera_rays(pixels_seen, to_image)
+            origins = torch.cat([origins, sparse[0][valid]])
+            directions = torch.cat([directions, sparse[1][valid]])
+            objects = torch.cat([objects, valid.nonzero()[:, 0]])
+            sparse_depth = depth[valid].to(self.device)
 
         def known(key):
-            return flat(geometry.look_up(batch[key], pixels)) if key in batch else None
+            if key not in batch:
+                return None
+            values = [
+                geometry.look_up(image[None], p[None])[0] for image, p in zip(batch[key], pixels)
+            ]
+            return torch.cat(values).to(self.device, non_blocking=True)
 
         return Rays(
-            origins=flat(*(origins for origins, _ in rays)),
-            directions=flat(*(directions for _, directions in rays)),
-            objects=None if objects is None else objects.to(self.device),
+            origins=origins.to(self.device, non_blocking=True),
+            directions=directions.to(self.device, non_blocking=True),
+            objects=objects.to(self.device) if batch_size > 1 else None,
             rgb=known("img").float() / 255,
             mask=known("img.mask"),
             depth=known("img.depth"),
             hull_depth=known("img.visual_hull_depth"),
-            sparse_depth=flat(sparse_depth),
+            sparse_depth=sparse_depth,
+            n_images=batch_size,
             n_patches=n_patches,
         )
 
@@ -349,7 +364,7 @@ class Trainer:
 
         sparse = indices(nothing)
         if rays.sparse_depth is not None:
-            sparse = n_pixels + (sparse_hit & rays.sparse_depth.isfinite()).nonzero()[:, 0]
+            sparse = n_pixels + sparse_hit.nonzero()[:, 0]
         visible = indices(hit & mask, *COLOR_TERMS, "depth", "normal")
         stray = indices(hit & ~mask, "normal", "freespace")
 
@@ -394,7 +409,7 @@ class Trainer:
 
     def _image_gradients(self, rays, rgb, visible):
         size = self.options.patch_size
-        n_images = 1 if rays.objects is None else int(rays.objects[-1]) + 1
+        n_images = rays.n_images
 
         def patches(values):
             values = values.view(n_images, -1, *values.shape[1:])[:, : rays.n_patches * size**2]

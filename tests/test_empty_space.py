@@ -1,0 +1,107 @@
+"""Skipping free space must not change what rays find."""
+
+import pytest
+import torch
+
+from benchmarks.shape import fitted_model, view_batch
+from im2mesh import geometry
+from im2mesh.dvr.empty_space import EmptySpace
+from im2mesh.dvr.raymarch import march
+
+
+def sphere(radius, sharpness=20.0):
+    return lambda points, rays=None: sharpness * (radius - points.norm(dim=-1))
+
+
+def rays(height=40, width=40):
+    camera = geometry.perspective(30, height, width) @ geometry.look_at((0.4, 0.9, 1.9))
+    pixels = geometry.pixel_centers(height, width)[None]
+    origins, directions = (t[0] for t in geometry.camera_rays(pixels, camera[None]))
+    near, far, _ = geometry.cube_interval(origins, directions, geometry.CUBE_PADDING)
+    return origins, directions, near, far
+
+
+class Counting:
+    def __init__(self, field):
+        self.field, self.n_points = field, 0
+
+    def __call__(self, points, rays=None):
+        self.n_points += len(points)
+        return self.field(points, rays)
+
+
+@pytest.mark.parametrize("radius", [0.05, 0.3, 0.54])
+@pytest.mark.parametrize("n_steps", [16, 64])
+def test_a_sphere_is_found_as_without_the_grid(radius, n_steps):
+    space, field = EmptySpace(), Counting(sphere(radius))
+    space.update(field)
+    plain, skipping = Counting(field.field), Counting(field.field)
+    everything = march(plain, *rays(), n_steps)
+    skipped = march(skipping, *rays(), n_steps, may_be_inside=space.may_hold_surface(0.0))
+    assert torch.equal(everything.hit, skipped.hit) and everything.hit.any()
+    assert torch.equal(everything.starts_inside, skipped.starts_inside)
+    torch.testing.assert_close(everything.depth, skipped.depth, rtol=0, atol=1e-5)
+    if radius < 0.5:
+        assert skipping.n_points < 0.7 * plain.n_points
+
+
+def test_the_grid_follows_the_threshold():
+    space = EmptySpace()
+    space.update(sphere(0.3))
+    corner = torch.full((1, 3), 0.5)
+    assert not space.may_hold_surface(0.0)(corner)
+    assert space.may_hold_surface(-20.0)(corner)  # the surface of that level has radius 1.3
+
+
+def test_points_outside_the_grid_are_never_skipped():
+    space = EmptySpace(4)
+    space.update(lambda points: torch.full_like(points[:, 0], -50.0))
+    inside, outside = torch.zeros(1, 3), torch.tensor([[0.0, 0.56, 0.0]])
+    look_up = space.may_hold_surface(0.0)
+    assert not look_up(inside) and look_up(outside)
+
+
+@pytest.mark.parametrize("n_secant_steps", [0, 1, 8])
+def test_a_wrong_promise_is_noticed_at_the_surface(n_secant_steps):
+    """A ray whose last skipped sample turns out to be inside is searched anew, without skipping."""
+    origin, direction = torch.tensor([[0.0, 0.0, -2.0]]), torch.tensor([[0.0, 0.0, 1.0]])
+    near, far = torch.tensor([1.4]), torch.tensor([2.6])
+    truth = march(sphere(0.4), origin, direction, near, far, 33, n_secant_steps=n_secant_steps)
+
+    def lies(points):  # hides the front of the sphere, not its middle
+        return points[:, 2] > -0.2
+
+    found = march(
+        sphere(0.4), origin, direction, near, far, 33,
+        n_secant_steps=n_secant_steps, may_be_inside=lies,
+    )
+    assert found.hit.all()
+    assert torch.equal(found.depth, truth.depth) and torch.equal(found.points, truth.points)
+
+
+def test_a_wrong_promise_about_the_start_is_noticed():
+    origin, direction = torch.zeros(1, 3), torch.tensor([[0.0, 0.0, 1.0]])
+    found = march(
+        sphere(0.4), origin, direction, torch.zeros(1), torch.ones(1), 11,
+        may_be_inside=lambda points: points[:, 2] > 0.15,
+    )
+    assert found.starts_inside.all() and not found.hit.any() and found.depth == 0
+
+
+def test_a_fitted_network_loses_at_most_one_ray_in_a_thousand():
+    model = fitted_model(32)[0].eval()
+    batch = view_batch(80, 80)
+    matrix = geometry.object_to_image(
+        *(batch[f"img.{name}_mat"] for name in ("camera", "world", "scale"))
+    )
+    pixels = geometry.pixel_centers(80, 80)[None]
+    origins, directions = (t[0] for t in geometry.camera_rays(pixels, matrix))
+    space = EmptySpace()
+    space.update(model.logit_field())
+    everything = model.find_surface(origins, directions)
+    skipped = model.find_surface(origins, directions, empty_space=space)
+    differs = everything.hit != skipped.hit
+    both = everything.hit & skipped.hit
+    differs[both] |= (everything.depth - skipped.depth)[both].abs() > 1e-4
+    assert both.sum() > 1000
+    assert differs.float().mean() <= 1e-3
