@@ -10,9 +10,9 @@ from dataclasses import replace
 from benchmarks.common import machine_line, markdown_table, measure, peak_memory
 from benchmarks.shape import fitted_model, view_batch
 from im2mesh.config import method_module
-from im2mesh.dvr.training import EMPTY_SPACE_EVERY, Trainer
+from im2mesh.dvr.training import BOUNDS_EVERY, Trainer
 
-# Two kinds of iterations, each always on the same pixels: the first of EMPTY_SPACE_EVERY looks anew
+# Two kinds of iterations, each always on the same pixels: the first of BOUNDS_EVERY looks anew
 # at where space is empty, the others do not.
 LOOKING, PLAIN = 0, 1
 
@@ -31,12 +31,12 @@ def small_twin(trainer):
 
 
 def seconds_per_step(trainer, batch, repeats):
-    """Mean over a round of ``EMPTY_SPACE_EVERY`` iterations, from the medians of both kinds."""
+    """Mean over a round of ``BOUNDS_EVERY`` iterations, from the medians of both kinds."""
     looking, plain = (
         measure(lambda: trainer.train_step(batch, iteration), repeats)
         for iteration in (LOOKING, PLAIN)
     )
-    return plain + (looking - plain) / EMPTY_SPACE_EVERY
+    return plain + (looking - plain) / BOUNDS_EVERY
 
 
 def main():

@@ -64,8 +64,8 @@ def load(path, device="cpu"):
             f"{f' ({reason[0].strip()})' if reason else ''}. Nothing in it was executed. "
             "Get the file again from where you trust it."
         ) from err
-    except OSError as err:
-        raise InputError(f"checkpoint {path} cannot be read: {err.strerror or err}") from err
+    except (IsADirectoryError, PermissionError) as err:
+        raise InputError(f"checkpoint {path} cannot be read: {err.strerror}") from err
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as err:  # a damaged pickle can end in any of them

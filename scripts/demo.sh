@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The whole chain on a small scene that it renders itself: images and masks in, coloured mesh out.
+# The whole chain on a small scene that it renders itself: images, masks and depth maps in, coloured
+# mesh out.
 # A second call goes on where the first one ended.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -13,7 +14,7 @@ step() { printf '\n[%s] %s\n' "$1" "$2"; }
 step 0/6 "set-up"
 bash scripts/setup_env.sh
 
-step 1/6 "scene: images, masks and cameras of a toy, in $scene"
+step 1/6 "scene: images, masks, depth maps and cameras of a toy, in $scene"
 if [[ ! -d $scene ]]; then
     rm -rf "$scene.partial"
     "$python" scripts/make_synthetic_dataset.py "$scene.partial"

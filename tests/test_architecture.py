@@ -21,7 +21,7 @@ FLOORS = (
         "im2mesh.meshing",
         "im2mesh.synthetic",
         "im2mesh.dvr.decoder",
-        "im2mesh.dvr.empty_space",
+        "im2mesh.dvr.bounds",
         "im2mesh.dvr.implicit",
         "im2mesh.dvr.losses",
         "im2mesh.dvr.raymarch",

@@ -53,7 +53,7 @@ PUBLISHED = yaml.safe_load(
 )
 OURS = {
     "data": {"skip_unreadable": False},
-    "model": {"skip_empty_space": True},
+    "model": {"coarse_bounds": True},
     "training": {"max_iterations": None, "seed": 0},
     "rendering": {
         "trajectory": "dataset", "turntable_elevation": 20, "turntable_axis": None, "fps": 15,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from im2mesh.dvr.empty_space import EmptySpace
+from im2mesh.dvr.bounds import OccupancyBounds
 from im2mesh.dvr.raymarch import MIN_BLOCK, DepthFunction, march
 from tests import plain
 
@@ -517,12 +517,12 @@ def test_against_the_dense_twin(n_steps, method):
     check(hits, origins, directions, expected, tolerance=1e-11)
 
 
-# ---- what is known to be free --------------------------------------------------------------------
+# ---- what is known beforehand --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n_steps", [5, 8, 9, 40])
 @pytest.mark.parametrize("method", ["secant", "bisection"])
-def test_free_space_is_not_evaluated_and_changes_nothing(n_steps, method):
+def test_known_space_is_not_evaluated_and_changes_nothing(n_steps, method):
     """With true knowledge, the surface is the same to the last bit, wherever the brackets begin."""
     field = bumps(11)
     origins, directions = from_a_point(n_rays=240, seed=11)
@@ -530,14 +530,15 @@ def test_free_space_is_not_evaluated_and_changes_nothing(n_steps, method):
     origins[:80] *= 0.2
     near, far = DepthFunction().interval(origins, directions)
 
-    def may_be_inside(points):
-        cell = (points * 7).floor()  # true everywhere inside, and in some of the free space
-        return (field(points, None) >= 0) | ((cell.sum(dim=1) % 3) == 0)
+    def known_side(points):
+        cell = (points * 7).floor()  # two of three cells are known
+        side = torch.where(field(points, None) >= 0, 1, -1)
+        return side.masked_fill((cell.sum(dim=1) % 3) == 0, 0)
 
     full, part = Recorder(lambda p: field(p, None)), Recorder(lambda p: field(p, None))
     options = {"method": method}
     expected = march(full, origins, directions, near, far, n_steps, **options)
-    options["may_be_inside"] = may_be_inside
+    options["known_side"] = known_side
     hits = march(part, origins, directions, near, far, n_steps, **options)
     assert torch.equal(hits.depth, expected.depth) and torch.equal(hits.points, expected.points)
     assert torch.equal(hits.hit, expected.hit)
@@ -546,31 +547,32 @@ def test_free_space_is_not_evaluated_and_changes_nothing(n_steps, method):
     assert sum(part.sizes) < 0.9 * sum(full.sizes)
 
 
-def test_a_grid_of_the_field_knows_the_free_space():
+def test_a_grid_of_the_field_knows_where_the_surface_is_not():
     """On bumpy fields, at the grid's coarsest, no surface is lost and much is saved."""
     for seed in range(4):
         origins, directions = from_a_point(n_rays=1000, seed=seed)
         full, part = (Recorder(lambda p: bumps(seed)(p, None)) for _ in range(2))
-        space = EmptySpace()
-        space.update(lambda p: bumps(seed)(p.double(), None))
+        bounds = OccupancyBounds()
+        bounds.update(lambda p: bumps(seed)(p.double(), None))
         function = DepthFunction(n_steps=(64, 65))
         expected = function.find_surface(full, origins, directions)
-        hits = function.find_surface(part, origins, directions, empty_space=space)
+        hits = function.find_surface(part, origins, directions, bounds=bounds)
         assert torch.equal(hits.depth, expected.depth) and torch.equal(hits.hit, expected.hit)
         assert sum(part.sizes) < 0.8 * sum(full.sizes)
 
 
 def test_a_grid_of_a_plane():
-    """Of the cells in front of it those that touch it, with their neighbours, may hold it."""
-    space = EmptySpace(resolution=11)  # cells of 0.1
-    space.update(plane((0.0, 0.0, 1.0), 0.12))
+    """Of the cells those that touch it, with their neighbours, may hold it."""
+    bounds = OccupancyBounds(resolution=11)  # cells of 0.1
+    bounds.update(plane((0.0, 0.0, 1.0), 0.12))
     z = torch.linspace(-0.7, 0.7, 141)
     points = torch.stack([torch.full_like(z, 0.31), torch.full_like(z, -0.2), z], dim=1)
-    may = space.may_hold_surface(0.0)(points)
-    assert may[z.abs() > 0.551].all()  # outside of the grid nothing is known
-    assert may[(z > 0.12 - 0.2) & (z < 0.55)].all()
-    assert not may[(z > -0.549) & (z < 0.12 - 0.37)].any()
-    assert not space.may_hold_surface(1.0)(points)[z.abs() < 0.549].any()
+    side = bounds.side(0.0)(points)
+    assert (side[z.abs() > 0.551] == 0).all()  # outside of the grid nothing is known
+    assert (side[(z > -0.04) & (z < 0.24)] == 0).all()
+    assert (side[(z > -0.549) & (z < -0.06)] == -1).all()
+    assert (side[(z < 0.549) & (z > 0.26)] == 1).all()
+    assert (bounds.side(1.0)(points)[z.abs() < 0.549] == -1).all()
 
 
 # ---- options -------------------------------------------------------------------------------------

@@ -51,9 +51,9 @@ def render(config, device, args):
         images = dataset.fields["img"]
         size = options["resolution"] or item["img"].shape[:2]
         cameras = _cameras(options, images, entry, size)
-        empty_space = renderer.empty_space(shifts)
+        bounds = renderer.bounds(shifts)
         for name, matrix, view in cameras:
-            rendering = renderer.render(matrix, *size, shifts, empty_space)
+            rendering = renderer.render(matrix, *size, shifts, bounds)
             for kind in kinds:
                 picture = rendering.image(kind, options["background"]).numpy()
                 frames[kind].append(picture)

@@ -123,7 +123,7 @@ class Run:
 
                 finished = self.iteration >= last
                 stopped = self._reason_to_stop(deadline, received)
-                if stopped or _due(self.iteration, every["checkpoint_every"]):
+                if finished or stopped:
                     self._save()  # first of all: whoever sent a signal may not wait for long
                 if _due(self.iteration, every["print_every"]):
                     self._report(report, meter, last)
@@ -135,8 +135,9 @@ class Run:
                     self._validate()
                 if _due(self.iteration, every["backup_every"]):
                     self._save(f"model_{self.iteration}.pt")
+                if finished or stopped or _due(self.iteration, every["checkpoint_every"]):
+                    self._save()  # after validation, which may have found a new best
                 if finished or stopped:
-                    self._save()  # once more: validation may have found a new best
                     code, reason = (FINISHED, "finished") if finished else stopped
                     hint = "" if finished else f", {RESUME_HINT}"
                     log.info(

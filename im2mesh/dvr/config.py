@@ -119,7 +119,7 @@ def get_trainer(config, model, optimizer, device):
         weights={term: config["model"][key] for term, key in LOSS_TERMS.items()},
         patch_size=config["model"]["patch_size"],
         reduction=config["model"]["reduction_method"],
-        skip_empty_space=config["model"]["skip_empty_space"],
+        coarse_bounds=config["model"]["coarse_bounds"],
         depth_range=tuple(config["data"]["depth_range"]),
         **{
             key: training[key]
@@ -158,7 +158,7 @@ def get_renderer(config, model, device):
         model,
         n_steps=tuple(rendering["ray_sampling_accuracy"]),
         background=rendering["background"],
-        skip_empty_space=config["model"]["skip_empty_space"],
+        coarse_bounds=config["model"]["coarse_bounds"],
         device=device,
     )
 

@@ -57,10 +57,10 @@ class DVR(nn.Module):
         return self.decoder.out_dim == 4
 
     def find_surface(self, origins, directions, shifts=None, objects=None, n_steps=None,
-                     generator=None, empty_space=None):
+                     generator=None, bounds=None):
         """March rays (R, 3) of one or more objects; see :meth:`DepthFunction.find_surface`."""
         return self.depth_function.find_surface(
-            self.logit_field(shifts, objects), origins, directions, n_steps, generator, empty_space
+            self.logit_field(shifts, objects), origins, directions, n_steps, generator, bounds
         )
 
     def normals(self, trace):

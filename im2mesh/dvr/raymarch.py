@@ -40,7 +40,7 @@ class RayHits:
 
 @torch.no_grad()
 def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8, method="secant",
-          max_points=None, may_be_inside=None):
+          max_points=None, known_side=None):
     """First crossing from free space into the object along every ray.
 
     ``n_steps`` depths are placed evenly over [near, far], both ends included. They are
@@ -62,8 +62,10 @@ def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8, m
         Bracketed secant or interval halving.
     max_points : int or None
         Upper bound on the points of one call of ``field``.
-    may_be_inside : callable (points (M, 3)) -> bool (M,), or None
-        Where it is False the field is known to be negative and is not evaluated.
+    known_side : callable (points (M, 3)) -> int8 (M,), or None
+        -1 where the field is taken to be negative and 1 where it is taken to be positive, so that
+        it need not be evaluated; 0 where it has to be. The two samples around a surface are
+        evaluated all the same, and a ray that this proves wrong is searched anew without help.
 
     Returns
     -------
@@ -80,17 +82,25 @@ def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8, m
         return _evaluate(field, origins, directions, rays, depths, max_points)
 
     def sample(rays, depths):
-        """Values, -inf where they are known to be negative without evaluation."""
-        if may_be_inside is None:
+        """Values, infinite where their sign is known without evaluation."""
+        if known_side is None:
             return evaluate(rays, depths)
-        asked = may_be_inside(torch.addcmul(origins[rays], depths[:, None], directions[rays]))
-        values = depths.new_full(depths.shape, -torch.inf)
+        side = known_side(torch.addcmul(origins[rays], depths[:, None], directions[rays]))
+        values = torch.where(side < 0, -torch.inf, torch.inf).to(depths.dtype)
+        asked = side == 0
         values[asked] = evaluate(rays[asked], depths[asked])
         return values
+
+    def complete(rays, depths, values):
+        """Evaluate what was not."""
+        skipped = values.isinf()
+        values[skipped] = evaluate(rays[skipped], depths[skipped])
 
     active = (far > near).nonzero()[:, 0]
     brackets = []
     value = sample(active, near[active])
+    inside = (value == torch.inf).nonzero()[:, 0]
+    value[inside] = evaluate(active[inside], near[active[inside]])
     starts_inside[active] = value >= 0
     active, value = active[value < 0], value[value < 0]
     step = 1
@@ -119,14 +129,13 @@ def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8, m
 
     if brackets:
         rays, low, low_value, high, high_value = (torch.cat(parts) for parts in zip(*brackets))
-        skipped = low_value.isinf()
-        low_value[skipped] = evaluate(rays[skipped], low[skipped])
+        complete(rays, low, low_value)
+        complete(rays, high, high_value)
         depth[rays] = _refine(
             lambda depths: evaluate(rays, depths), low, low_value, high, high_value,
             n_secant_steps, method,
         )
-        # Where a sample that was taken for free turns out not to be, look at all of the ray.
-        wrong = rays[low_value >= 0]
+        wrong = rays[(low_value >= 0) | (high_value < 0)]
         if len(wrong):
             again = march(
                 lambda points, rows: field(points, wrong[rows]),
@@ -213,7 +222,7 @@ class DepthFunction:
         return tuple(torch.full_like(origins[:, 0], depth) for depth in self.depth_range)
 
     def find_surface(self, logit_field, origins, directions, n_steps=None, generator=None,
-                     empty_space=None):
+                     bounds=None):
         """March rays (R, 3) through a field of occupancy logits.
 
         Parameters
@@ -223,8 +232,8 @@ class DepthFunction:
             Overrides ``self.n_steps``.
         generator : torch.Generator or None
             CPU generator for the number of samples of each ray, where it is not fixed.
-        empty_space : im2mesh.dvr.empty_space.EmptySpace or None
-            Cells that need no evaluation.
+        bounds : im2mesh.dvr.bounds.OccupancyBounds or None
+            Knows where the field need not be evaluated.
 
         Returns
         -------
@@ -244,7 +253,7 @@ class DepthFunction:
             n_secant_steps=self.n_secant_steps,
             method=self.method,
             max_points=self.max_points,
-            may_be_inside=empty_space and empty_space.may_hold_surface(self.logit_threshold),
+            known_side=bounds and bounds.side(self.logit_threshold),
         )
 
 

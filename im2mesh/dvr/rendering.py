@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 
 from im2mesh import geometry
-from im2mesh.dvr.empty_space import EmptySpace
+from im2mesh.dvr.bounds import OccupancyBounds
 
 CHUNK = 2**16  # rays at a time: memory does not grow with the resolution
-EMPTY_SPACE_RESOLUTION = 64
+BOUNDS_RESOLUTION = 64
 
 # Far enough for a calm perspective; the view holds a ball of radius 0.67 around the centre.
 TURNTABLE_DISTANCE = 2.75  # cube edges
@@ -74,34 +74,34 @@ class Renderer:
     n_steps : (int, int)
         Samples per ray are drawn from the integers [n_steps[0], n_steps[1]).
     background : {"white", "black"}
-    skip_empty_space : bool
-        Let :meth:`empty_space` find where rays need not look.
+    coarse_bounds : bool
+        Let :meth:`bounds` find where rays need not look.
     device : torch.device
     """
 
-    def __init__(self, model, n_steps=(1024, 1025), background="white", skip_empty_space=True,
+    def __init__(self, model, n_steps=(1024, 1025), background="white", coarse_bounds=True,
                  device="cpu"):
         self.model = model
-        self.skip_empty_space = skip_empty_space
+        self.coarse_bounds = coarse_bounds
         self.n_steps = n_steps
         self.background = background
         self.device = torch.device(device)
 
-    def empty_space(self, shifts=None):
-        """Where an object's field is free, found once for all of its renderings.
+    def bounds(self, shifts=None):
+        """Bounds of an object's field, found once for all of its renderings.
 
         Returns
         -------
-        EmptySpace, or None when it is not to be used
+        OccupancyBounds, or None when they are not to be used
         """
-        if not self.skip_empty_space:
+        if not self.coarse_bounds:
             return None
-        space = EmptySpace(EMPTY_SPACE_RESOLUTION)
+        space = OccupancyBounds(BOUNDS_RESOLUTION)
         space.update(self.model.logit_field(shifts), self.device)
         return space
 
     @torch.no_grad()
-    def render(self, object_to_image, height, width, shifts=None, empty_space=None):
+    def render(self, object_to_image, height, width, shifts=None, bounds=None):
         """All pixels of one camera.
 
         Parameters
@@ -112,8 +112,8 @@ class Renderer:
             Pixels; any size fits, the rays are rendered in chunks.
         shifts : list of Tensors (1, H) or None
             Latent of the object, from ``model.encode``.
-        empty_space : EmptySpace or None
-            From :meth:`empty_space`; saves evaluations.
+        bounds : OccupancyBounds or None
+            From :meth:`bounds`; saves evaluations.
 
         Returns
         -------
@@ -126,7 +126,7 @@ class Renderer:
         generator = torch.Generator().manual_seed(0)
         parts = [
             self._render_rays(
-                o.to(self.device), d.to(self.device), shifts, empty_space, generator
+                o.to(self.device), d.to(self.device), shifts, bounds, generator
             )
             for o, d in zip(origins[0].split(CHUNK), directions[0].split(CHUNK))
         ]
@@ -138,10 +138,10 @@ class Renderer:
             hit.view(height, width),
         )
 
-    def _render_rays(self, origins, directions, shifts, empty_space, generator):
+    def _render_rays(self, origins, directions, shifts, bounds, generator):
         hits = self.model.find_surface(
             origins, directions, shifts, n_steps=self.n_steps, generator=generator,
-            empty_space=empty_space,
+            bounds=bounds,
         )
         rgb = torch.full_like(origins, background_value(self.background))
         normals = torch.zeros_like(origins)

@@ -13,7 +13,7 @@ import torch
 
 from im2mesh import geometry
 from im2mesh.dvr import losses
-from im2mesh.dvr.empty_space import EmptySpace
+from im2mesh.dvr.bounds import OccupancyBounds
 from im2mesh.dvr.implicit import depth_with_gradient, follow_surface
 from im2mesh.dvr.sampling import sample_pixels
 
@@ -25,8 +25,8 @@ RAY_MEANS = {  # term: what validation calls its mean over rays
     "sparse_depth": "loss_sparse_depth_val",
     "normal": "normal_loss_eval",
 }
-EMPTY_SPACE_EVERY = 16  # iterations between two looks at where the field is free
-RESOLUTION_IN_VALIDATION = 64
+BOUNDS_EVERY = 16  # iterations between two looks at where the field is free
+BOUNDS_RESOLUTION_IN_VALIDATION = 64
 NORMAL_NEIGHBORHOOD = 1e-3  # side of the cube around a point in which its normal shall be steady
 
 
@@ -51,7 +51,7 @@ class LossOptions:
     depth_loss_on_world_points: bool = False
     use_cube_intersection: bool = True
     always_freespace: bool = True
-    skip_empty_space: bool = True
+    coarse_bounds: bool = True
 
 
 @dataclass
@@ -104,18 +104,18 @@ class Trainer:
         self.device = torch.device(device)
         self.seed = seed
         # Latent codes change the field from object to object: no grid for those.
-        skips = options.skip_empty_space and model.encoder is None
-        self.empty_space = EmptySpace() if skips else None
+        skips = options.coarse_bounds and model.encoder is None
+        self.bounds = OccupancyBounds() if skips else None
 
     def state_dict(self):
         """What a resumed run needs beside model and optimizer."""
-        return {"empty_space": self.empty_space and self.empty_space.bound}
+        return {"bounds": self.bounds and self.bounds.table}
 
     def load_state_dict(self, state):
         """Take up the state of an interrupted run."""
-        if self.empty_space is not None:
-            bound = state.get("empty_space")
-            self.empty_space.bound = bound if bound is None else bound.to(self.device)
+        if self.bounds is not None:
+            bound = state.get("bounds")
+            self.bounds.table = bound if bound is None else bound.to(self.device)
 
     def train_step(self, batch, iteration):
         """One gradient step.
@@ -143,8 +143,8 @@ class Trainer:
         steps = self.model.depth_function.training_steps(iteration)
         rays = self._sample(batch, self.options.n_training_points, generator)
         wanted = {name for name, weight in self.options.weights.items() if weight != 0}
-        empty_space = self._empty_space(iteration)
-        values, hit = self._terms(rays, self._encode(batch), wanted, steps, generator, empty_space)
+        bounds = self._bounds(iteration)
+        values, hit = self._terms(rays, self._encode(batch), wanted, steps, generator, bounds)
         terms = self._reduced(values, len(batch["img"]))
         loss = self._weighted(terms)
         if not torch.isfinite(loss):
@@ -194,16 +194,16 @@ class Trainer:
             sums[name] += float(total)
             counts[name] += count
 
-        empty_space = None
-        if self.empty_space is not None:  # a grid of its own: validation leaves no trace
-            empty_space = EmptySpace(RESOLUTION_IN_VALIDATION)
-            empty_space.update(self.model.logit_field(), self.device)
+        bounds = None
+        if self.bounds is not None:  # a grid of its own: validation leaves no trace
+            bounds = OccupancyBounds(BOUNDS_RESOLUTION_IN_VALIDATION)
+            bounds.update(self.model.logit_field(), self.device)
         for i, batch in enumerate(batches):
             generator = self._generator(1, i)
             rays = self._sample(batch, self.options.n_eval_points, generator)
             wanted = set(self.options.weights)
             values, hit = self._terms(
-                rays, self._encode(batch), wanted, None, generator, empty_space
+                rays, self._encode(batch), wanted, None, generator, bounds
             )
             batch_size = len(batch["img"])
             terms = self._reduced(values, batch_size)
@@ -219,9 +219,9 @@ class Trainer:
             add("mask_iou", iou.sum(), batch_size)
         return {name: sums[name] / counts[name] if counts[name] else np.nan for name in sums}
 
-    def _empty_space(self, iteration):
-        grid = self.empty_space
-        if grid is not None and (grid.bound is None or iteration % EMPTY_SPACE_EVERY == 0):
+    def _bounds(self, iteration):
+        grid = self.bounds
+        if grid is not None and (grid.table is None or iteration % BOUNDS_EVERY == 0):
             grid.update(self.model.logit_field(), self.device)
         return grid
 
@@ -277,7 +277,7 @@ class Trainer:
             n_patches=n_patches,
         )
 
-    def _terms(self, rays, shifts, wanted, n_steps, generator, empty_space=None):
+    def _terms(self, rays, shifts, wanted, n_steps, generator, bounds=None):
         """Per-ray values of the wanted terms.
 
         Returns
@@ -289,7 +289,7 @@ class Trainer:
         """
         decoder, n_pixels = self.model.decoder, len(rays.mask)
         hits = self.model.find_surface(
-            rays.origins, rays.directions, shifts, rays.objects, n_steps, generator, empty_space
+            rays.origins, rays.directions, shifts, rays.objects, n_steps, generator, bounds
         )
         hit = hits.hit[:n_pixels]
         groups = self._choose(rays, hits.hit, wanted, generator)

@@ -1,11 +1,11 @@
-"""Skipping free space must not change what rays find."""
+"""What the bounds let rays skip must not change what rays find."""
 
 import pytest
 import torch
 
 from benchmarks.shape import fitted_model, view_batch
 from im2mesh import geometry
-from im2mesh.dvr.empty_space import EmptySpace
+from im2mesh.dvr.bounds import OccupancyBounds
 from im2mesh.dvr.raymarch import march
 
 
@@ -33,47 +33,56 @@ class Counting:
 @pytest.mark.parametrize("radius", [0.05, 0.3, 0.54])
 @pytest.mark.parametrize("n_steps", [16, 64])
 def test_a_sphere_is_found_as_without_the_grid(radius, n_steps):
-    space, field = EmptySpace(), Counting(sphere(radius))
-    space.update(field)
+    bounds, field = OccupancyBounds(), Counting(sphere(radius))
+    bounds.update(field)
     plain, skipping = Counting(field.field), Counting(field.field)
     everything = march(plain, *rays(), n_steps)
-    skipped = march(skipping, *rays(), n_steps, may_be_inside=space.may_hold_surface(0.0))
+    skipped = march(skipping, *rays(), n_steps, known_side=bounds.side(0.0))
     assert torch.equal(everything.hit, skipped.hit) and everything.hit.any()
     assert torch.equal(everything.starts_inside, skipped.starts_inside)
     torch.testing.assert_close(everything.depth, skipped.depth, rtol=0, atol=1e-5)
     if radius < 0.5:
-        assert skipping.n_points < 0.7 * plain.n_points
+        assert skipping.n_points < 0.6 * plain.n_points
 
 
 def test_the_grid_follows_the_threshold():
-    space = EmptySpace()
-    space.update(sphere(0.3))
+    bounds = OccupancyBounds()
+    bounds.update(sphere(0.3))
     corner = torch.full((1, 3), 0.5)
-    assert not space.may_hold_surface(0.0)(corner)
-    assert space.may_hold_surface(-20.0)(corner)  # the surface of that level has radius 1.3
+    center = torch.zeros(1, 3)
+    assert bounds.side(0.0)(corner) == -1 and bounds.side(0.0)(center) == 1
+    assert bounds.side(-11.3)(corner) == 0  # the surface of that level has radius 0.865
+    assert bounds.side(10.0)(center) == -1
 
 
 def test_points_outside_the_grid_are_never_skipped():
-    space = EmptySpace(4)
-    space.update(lambda points: torch.full_like(points[:, 0], -50.0))
+    bounds = OccupancyBounds(4)
+    bounds.update(lambda points: torch.full_like(points[:, 0], -50.0))
     inside, outside = torch.zeros(1, 3), torch.tensor([[0.0, 0.56, 0.0]])
-    look_up = space.may_hold_surface(0.0)
-    assert not look_up(inside) and look_up(outside)
+    side = bounds.side(0.0)
+    assert side(inside) == -1 and side(outside) == 0
 
 
 @pytest.mark.parametrize("n_secant_steps", [0, 1, 8])
-def test_a_wrong_promise_is_noticed_at_the_surface(n_secant_steps):
-    """A ray whose last skipped sample turns out to be inside is searched anew, without skipping."""
+@pytest.mark.parametrize(
+    "lie, depth_of_lie",
+    [
+        (-1, -0.2),  # hides the front of the sphere, not its middle
+        (1, -0.55),  # calls the free space before it inside
+    ],
+)
+def test_a_wrong_promise_is_noticed_at_the_surface(n_secant_steps, lie, depth_of_lie):
+    """A ray whose samples around the surface turn out otherwise is searched anew without help."""
     origin, direction = torch.tensor([[0.0, 0.0, -2.0]]), torch.tensor([[0.0, 0.0, 1.0]])
     near, far = torch.tensor([1.4]), torch.tensor([2.6])
     truth = march(sphere(0.4), origin, direction, near, far, 33, n_secant_steps=n_secant_steps)
 
-    def lies(points):  # hides the front of the sphere, not its middle
-        return points[:, 2] > -0.2
+    def lies(points):
+        return torch.where(points[:, 2] > depth_of_lie, 0 if lie < 0 else 1, min(lie, 0))
 
     found = march(
         sphere(0.4), origin, direction, near, far, 33,
-        n_secant_steps=n_secant_steps, may_be_inside=lies,
+        n_secant_steps=n_secant_steps, known_side=lies,
     )
     assert found.hit.all()
     assert torch.equal(found.depth, truth.depth) and torch.equal(found.points, truth.points)
@@ -83,23 +92,23 @@ def test_a_wrong_promise_about_the_start_is_noticed():
     origin, direction = torch.zeros(1, 3), torch.tensor([[0.0, 0.0, 1.0]])
     found = march(
         sphere(0.4), origin, direction, torch.zeros(1), torch.ones(1), 11,
-        may_be_inside=lambda points: points[:, 2] > 0.15,
+        known_side=lambda points: torch.where(points[:, 2] > 0.15, 0, -1),
     )
     assert found.starts_inside.all() and not found.hit.any() and found.depth == 0
 
 
 def test_a_fitted_network_loses_at_most_one_ray_in_a_thousand():
-    model = fitted_model(32)[0].eval()
+    model = fitted_model(32)[1].eval()
     batch = view_batch(80, 80)
     matrix = geometry.object_to_image(
         *(batch[f"img.{name}_mat"] for name in ("camera", "world", "scale"))
     )
     pixels = geometry.pixel_centers(80, 80)[None]
     origins, directions = (t[0] for t in geometry.camera_rays(pixels, matrix))
-    space = EmptySpace()
-    space.update(model.logit_field())
+    bounds = OccupancyBounds()
+    bounds.update(model.logit_field())
     everything = model.find_surface(origins, directions)
-    skipped = model.find_surface(origins, directions, empty_space=space)
+    skipped = model.find_surface(origins, directions, bounds=bounds)
     differs = everything.hit != skipped.hit
     both = everything.hit & skipped.hit
     differs[both] |= (everything.depth - skipped.depth)[both].abs() > 1e-4

@@ -1,0 +1,71 @@
+"""A coarse grid that bounds one object's field, so that marching asks only near its surface.
+
+The bounds of a cell are estimates, not proofs: the lowest and the highest logit at the 64 grid
+points that are corners of the cell or of its 26 neighbours. A surface is overlooked only where it
+is so small, or the object so thin, that it slips through between all of these points, or, in
+training, where it has moved by more than a cell since the last look at it.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from im2mesh.geometry import CUBE_PADDING
+
+CHUNK = 2**16  # points per call of the field
+
+
+class OccupancyBounds:
+    """Bounds of a logit field over the cells of the padded cube.
+
+    Parameters
+    ----------
+    resolution : int
+        Cells per axis.
+
+    Attributes
+    ----------
+    table : Tensor (2, resolution**3) or None
+        Lower and upper bound of each cell, once :meth:`update` was called.
+    """
+
+    def __init__(self, resolution=32):
+        self.resolution = resolution
+        self.side_length = 1 + CUBE_PADDING
+        self.table = None
+
+    @torch.no_grad()
+    def update(self, field, device="cpu"):
+        """Look at the field anew.
+
+        Parameters
+        ----------
+        field : callable (points (M, 3)) -> logits (M,)
+        """
+        half = self.side_length / 2
+        axis = torch.linspace(-half, half, self.resolution + 1, device=device)
+        points = torch.cartesian_prod(axis, axis, axis)
+        values = torch.cat([field(chunk) for chunk in points.split(CHUNK)])
+        values = values.view(1, 1, *[self.resolution + 1] * 3)
+        upper = F.max_pool3d(values, kernel_size=4, stride=1, padding=1)
+        lower = -F.max_pool3d(-values, kernel_size=4, stride=1, padding=1)
+        self.table = torch.stack([lower.flatten(), upper.flatten()])
+
+    def side(self, threshold_logit):
+        """On which side of the surface points are, as far as the bounds tell.
+
+        Returns
+        -------
+        callable (points (M, 3)) -> int8 (M,)
+            -1 outside of the object, 1 inside, 0 not known (as for all points beyond the grid).
+        """
+        lower, upper = self.table
+        sides = (lower > threshold_logit).to(torch.int8) - (upper < threshold_logit).to(torch.int8)
+        n = self.resolution
+
+        def look_up(points):
+            cell = ((points / self.side_length + 0.5) * n).floor().long()
+            beyond = ((cell < 0) | (cell >= n)).any(dim=-1)
+            x, y, z = cell.clamp(0, n - 1).unbind(-1)
+            return sides[(x * n + y) * n + z].masked_fill(beyond, 0)
+
+        return look_up
