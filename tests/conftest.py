@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.programs import write_config
 from tests.sphere_scene import write_sphere_scene
 
 
@@ -10,3 +11,14 @@ def tiny_dtu(tmp_path):
     """Root of a dataset with the one object ``scan1/scan1``."""
     write_sphere_scene(tmp_path / "tiny_dtu/scan1/scan1")
     return tmp_path / "tiny_dtu"
+
+
+@pytest.fixture
+def project(tmp_path, tiny_dtu):
+    """Write a config for that dataset, with out_dir ``out``, changed by sections; gives its path."""
+    return lambda **sections: write_config(tmp_path / "run", tiny_dtu, **sections)
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "run/out"

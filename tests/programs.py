@@ -1,4 +1,4 @@
-"""Running the command-line programs inside the tests, and a model whose surface is known exactly."""
+"""Running the command-line programs in tests, and a model whose surface is known exactly."""
 
 import os
 import runpy

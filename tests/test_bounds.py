@@ -114,3 +114,26 @@ def test_a_fitted_network_loses_at_most_one_ray_in_a_thousand():
     differs[both] |= (everything.depth - skipped.depth)[both].abs() > 1e-4
     assert both.sum() > 1000
     assert differs.float().mean() <= 1e-3
+
+
+@pytest.mark.parametrize("resolution", [32, 64])
+@pytest.mark.parametrize("thickness", [0.3, 0.6, 0.9])  # cells
+def test_a_plate_between_grid_points_is_not_lost(resolution, thickness):
+    """No grid point lies in the plate: only how fast the field rises towards it tells."""
+    cell = 1.1 / resolution
+    middle = -0.55 + cell * (resolution // 2 + 0.5)
+
+    def plate(points, rays=None):
+        half = torch.tensor([0.4, 0.4, thickness * cell / 2])
+        return (half - (points - torch.tensor([0, 0, middle])).abs()).amin(dim=-1)
+
+    bounds = OccupancyBounds(resolution)
+    bounds.update(plate)
+    xy = torch.cartesian_prod(torch.linspace(-0.3, 0.3, 9), torch.linspace(-0.3, 0.3, 9))
+    origins = torch.cat([xy, torch.full((81, 1), -2.0)], dim=1)
+    directions = torch.tensor([[0.0, 0.0, 1.0]]).expand(81, 3)
+    near, far = torch.full((81,), 1.45), torch.full((81,), 2.55)
+    everything = march(plate, origins, directions, near, far, 512)
+    skipped = march(plate, origins, directions, near, far, 512, known_side=bounds.side(0.0))
+    assert everything.hit.all() and torch.equal(everything.hit, skipped.hit)
+    torch.testing.assert_close(everything.depth, skipped.depth)

@@ -1,13 +1,10 @@
 """The four programs, end to end, on a sphere seen in five small views."""
 
-import contextlib
 import io
-import logging
 import os
 import re
 import signal
 import sys
-import time
 
 import imageio.v3 as imageio
 import numpy as np
@@ -24,7 +21,7 @@ from im2mesh.dvr.training import Trainer
 from im2mesh.eval import evaluate_mesh
 from im2mesh.geometry import object_to_image
 from im2mesh.meshing import load_mesh, save_mesh, signed_volume
-from tests.programs import ROOT, files, octahedron, run, same, save_model, start, write_config
+from tests.programs import files, octahedron, run, same, save_model, start, write_config
 from tests.sphere_scene import SCALE, write_sphere_scene
 
 RADIUS = 0.3  # of the octahedron that stands for a trained model
@@ -32,19 +29,8 @@ N_VIEWS = 5  # an epoch of the scene, too
 
 
 @pytest.fixture
-def out(tmp_path):
-    return tmp_path / "run/out"
-
-
-@pytest.fixture
-def project(tmp_path, tiny_dtu):
-    """Write a config for the scene, with out_dir ``out``; gives its path."""
-    return lambda **sections: write_config(tmp_path / "run", tiny_dtu, **sections)
-
-
-@pytest.fixture
 def trained(project, out):
-    """The same, with the octahedron as the trained model."""
+    """``project``, with the octahedron as the trained model."""
     save_model(out / "model_best.pt", octahedron(RADIUS))
     return project
 
@@ -291,8 +277,7 @@ def test_learning_rate_falls_at_epochs(project, out, on_step):
 )
 def test_best_model(project, out, monkeypatch, on_step, mode, best_iterations):
     values = iter([np.nan, 5.0, 3.0, 7.0, 3.0, 8.0, 1.0, np.nan])  # at iterations 2, 4 ... 16
-    metrics = lambda trainer, batches: {"loss": 0.0, "mask_iou": next(values)}
-    monkeypatch.setattr(Trainer, "evaluate", metrics)
+    monkeypatch.setattr(Trainer, "evaluate", lambda *_: {"loss": 0.0, "mask_iou": next(values)})
     seen = []
 
     def note(trainer, iteration):
@@ -306,7 +291,8 @@ def test_best_model(project, out, monkeypatch, on_step, mode, best_iterations):
     assert run("train", project(training={**training, "max_iterations": 8})) == 0
     assert run("train", project(training={**training, "max_iterations": 16})) == 0  # remembers
     assert sorted(set(seen)) == best_iterations
-    assert checkpoints.load(out / "model.pt")["loss_val_best"] == {"minimize": 1, "maximize": 8}[mode]
+    best = {"minimize": 1, "maximize": 8}[mode]
+    assert checkpoints.load(out / "model.pt")["loss_val_best"] == best
 
 
 def test_best_model_is_remembered_by_the_checkpoint_of_the_same_iteration(
@@ -314,7 +300,7 @@ def test_best_model_is_remembered_by_the_checkpoint_of_the_same_iteration(
 ):
     """However a run ends, a worse model never takes the place of the best."""
     values = iter([5.0, 1.0, 3.0])  # at iterations 2, 4, 6
-    monkeypatch.setattr(Trainer, "evaluate", lambda trainer, batches: {"loss": next(values)})
+    monkeypatch.setattr(Trainer, "evaluate", lambda *_: {"loss": next(values)})
     crashes = [RuntimeError("power cut")]
 
     def crash(trainer, iteration):
@@ -827,7 +813,7 @@ def test_object_without_a_mesh_counts_with_the_worst_values(
         save_mesh(path, np.empty((0, 3)), np.empty((0, 3), dtype=int))
     assert run("eval_meshes", project()) == (0 if damage == "empty" else 4)
     err = capsys.readouterr().err
-    assert (f"error: scan1/scan2:" in err and str(path) in err) == (damage != "empty")
+    assert ("error: scan1/scan2:" in err and str(path) in err) == (damage != "empty")
     rows = pd.read_pickle(out / "generation/eval_meshesfull.pkl").set_index("model")
     assert len(rows) == 3 and not rows.isna().any(axis=None)
     assert rows.loc["scan2", "chamferL1"] == pytest.approx(3**0.5)

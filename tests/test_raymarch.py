@@ -562,15 +562,15 @@ def test_a_grid_of_the_field_knows_where_the_surface_is_not():
 
 
 def test_a_grid_of_a_plane():
-    """Of the cells those that touch it, with their neighbours, may hold it."""
+    """Only cells within half a cell of it may hold it."""
     bounds = OccupancyBounds(resolution=11)  # cells of 0.1
     bounds.update(plane((0.0, 0.0, 1.0), 0.12))
     z = torch.linspace(-0.7, 0.7, 141)
     points = torch.stack([torch.full_like(z, 0.31), torch.full_like(z, -0.2), z], dim=1)
     side = bounds.side(0.0)(points)
     assert (side[z.abs() > 0.551] == 0).all()  # outside of the grid nothing is known
-    assert (side[(z > -0.04) & (z < 0.24)] == 0).all()
-    assert (side[(z > -0.549) & (z < -0.06)] == -1).all()
+    assert (side[(z > 0.06) & (z < 0.24)] == 0).all()
+    assert (side[(z > -0.549) & (z < 0.04)] == -1).all()
     assert (side[(z < 0.549) & (z > 0.26)] == 1).all()
     assert (bounds.side(1.0)(points)[z.abs() < 0.549] == -1).all()
 

@@ -206,7 +206,7 @@ def test_turntable(axis, elevation):
     side = start.numpy() - up * (start.numpy() @ up)
     np.testing.assert_allclose(flat[0] / radius, side / np.linalg.norm(side), atol=1e-7)
     turn = np.cross(flat, np.roll(flat, -1, axis=0)) @ up / radius**2
-    np.testing.assert_allclose(turn, math.sin(2 * math.pi / 12))  # evenly, to the right seen from above
+    np.testing.assert_allclose(turn, math.sin(2 * math.pi / 12))  # evenly, anticlockwise
 
     points = torch.tensor(np.stack([np.zeros(3), 0.1 * up]))
     pixels, depth = geometry.project(points.expand(12, -1, -1), torch.stack(matrices))

@@ -1,9 +1,9 @@
 """A coarse grid that bounds one object's field, so that marching asks only near its surface.
 
-The bounds of a cell are estimates, not proofs: the lowest and the highest logit at the 64 grid
-points that are corners of the cell or of its 26 neighbours. A surface is overlooked only where it
-is so small, or the object so thin, that it slips through between all of these points, or, in
-training, where it has moved by more than a cell since the last look at it.
+The bounds of a cell are estimates, not proofs: from its corners on, the field may change as fast
+as it does along the steepest grid edges of the cell and its 26 neighbours, up to the middle of the
+cell. A surface is overlooked only where the field is steeper than that between grid points or, in
+training, where it has changed since the last look at it.
 """
 
 import torch
@@ -46,8 +46,15 @@ class OccupancyBounds:
         points = torch.cartesian_prod(axis, axis, axis)
         values = torch.cat([field(chunk) for chunk in points.split(CHUNK)])
         values = values.view(1, 1, *[self.resolution + 1] * 3)
-        upper = F.max_pool3d(values, kernel_size=4, stride=1, padding=1)
-        lower = -F.max_pool3d(-values, kernel_size=4, stride=1, padding=1)
+        highest = F.max_pool3d(values, kernel_size=2, stride=1)
+        lowest = -F.max_pool3d(-values, kernel_size=2, stride=1)
+        change = 0  # half of the way through the cell, along each axis
+        for axis in (2, 3, 4):
+            edges = values.diff(dim=axis).abs()  # one point less along this axis: as many as cells
+            size, padding = [4, 4, 4], [1, 1, 1]
+            size[axis - 2] = 3
+            change = change + F.max_pool3d(edges, size, stride=1, padding=padding) / 2
+        upper, lower = highest + change, lowest - change
         self.table = torch.stack([lower.flatten(), upper.flatten()])
 
     def side(self, threshold_logit):
