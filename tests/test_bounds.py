@@ -137,3 +137,14 @@ def test_a_plate_between_grid_points_is_not_lost(resolution, thickness):
     skipped = march(plate, origins, directions, near, far, 512, known_side=bounds.side(0.0))
     assert everything.hit.all() and torch.equal(everything.hit, skipped.hit)
     torch.testing.assert_close(everything.depth, skipped.depth)
+
+
+def test_ball_around_the_object():
+    bounds = OccupancyBounds(50)
+    middle = torch.tensor([0.1, -0.15, 0.2])
+    bounds.update(lambda points: 20 * (0.2 - (points - middle).norm(dim=-1)))
+    center, radius = bounds.ball(0.0)
+    assert (center - middle).norm() < 0.022 and 0.2 < radius < 0.25
+    bounds.update(lambda points: torch.full_like(points[:, 0], -3.0))
+    center, radius = bounds.ball(0.0)  # nothing there: look at all of the grid
+    assert center.abs().max() < 1e-6 and radius == pytest.approx(0.55 * 3**0.5 + 0.022)

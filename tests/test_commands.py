@@ -713,8 +713,10 @@ def test_turntable(trained, out, tiny_dtu):
         up_axis(matrices), torch.tensor([0.0, 0, -1], dtype=torch.float64), atol=1e-9, rtol=0
     )
     start = torch.tensor([1.0, 0, 0])  # the side of the first view
-    frames = turntable(6, 8, 12, 30.0, (0.0, 0, -1), start)
     renderer = Renderer(octahedron(RADIUS), n_steps=(32, 33))
+    center, radius = renderer.bounds().ball(0.0)
+    assert center.abs().max() < 1e-6 and RADIUS < radius < RADIUS + 0.15
+    frames = turntable(6, 8, 12, 30.0, (0.0, 0, -1), start, center, radius)
     for name, matrix in zip(names, frames):
         expected = renderer.render(matrix, 8, 12).image("rgb").numpy().astype(int)
         picture = imageio.imread(out / "rendering" / name).astype(int)

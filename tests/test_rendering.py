@@ -195,23 +195,25 @@ AXES = [(0.0, 1.0, 0.0), (0.0, 0.0, -2.0), (1.0, 2.0, -0.5)]
 @pytest.mark.parametrize("elevation", [0.0, 20.0, -60.0])
 def test_turntable(axis, elevation):
     start = torch.tensor([0.3, -0.4, 0.9])
-    matrices = turntable(12, 40, 60, elevation, axis, start)
+    center = np.array([0.1, -0.2, 0.05])
+    matrices = turntable(12, 40, 60, elevation, axis, start, torch.tensor(center), 0.3)
     assert len(matrices) == 12
     up = np.array(axis) / np.linalg.norm(axis)
-    eyes = centers(matrices)
-    np.testing.assert_allclose(eyes @ up, 2.75 * math.sin(math.radians(elevation)), atol=1e-9)
+    eyes = centers(matrices) - center
+    distance = np.linalg.norm(eyes[0])
+    np.testing.assert_allclose(eyes @ up, distance * math.sin(math.radians(elevation)), atol=1e-9)
     flat = eyes - np.outer(eyes @ up, up)
-    radius = 2.75 * math.cos(math.radians(elevation))
+    radius = distance * math.cos(math.radians(elevation))
     np.testing.assert_allclose(np.linalg.norm(flat, axis=1), radius)
     side = start.numpy() - up * (start.numpy() @ up)
     np.testing.assert_allclose(flat[0] / radius, side / np.linalg.norm(side), atol=1e-7)
     turn = np.cross(flat, np.roll(flat, -1, axis=0)) @ up / radius**2
     np.testing.assert_allclose(turn, math.sin(2 * math.pi / 12))  # evenly, anticlockwise
 
-    points = torch.tensor(np.stack([np.zeros(3), 0.1 * up]))
+    points = torch.tensor(np.stack([center, center + 0.1 * up]))
     pixels, depth = geometry.project(points.expand(12, -1, -1), torch.stack(matrices))
     np.testing.assert_allclose(pixels[:, 0], 0, atol=1e-9)
-    np.testing.assert_allclose(depth[:, 0], 2.75)
+    np.testing.assert_allclose(depth[:, 0], distance)
     np.testing.assert_allclose(pixels[:, 1, 0], 0, atol=1e-9)
     assert (pixels[:, 1, 1] < 0).all()  # the axis points up in the image
 
@@ -220,7 +222,8 @@ def test_turntable(axis, elevation):
 def test_turntable_starts_anywhere_when_the_start_is_above(axis):
     matrices = turntable(3, 8, 8, 10.0, axis, 5 * torch.tensor(axis))
     assert np.isfinite(centers(matrices)).all()
-    np.testing.assert_allclose(np.linalg.norm(centers(matrices), axis=1), 2.75)
+    distances = np.linalg.norm(centers(matrices), axis=1)
+    np.testing.assert_allclose(distances, distances[0])
 
 
 def test_turntable_has_square_pixels_and_holds_the_object():
@@ -236,10 +239,22 @@ def test_turntable_has_square_pixels_and_holds_the_object():
     in_pixels = pixels[0].numpy() * np.array([59, 39]) / 2
     lengths = np.linalg.norm(in_pixels, axis=1)
     np.testing.assert_allclose(lengths, lengths[0])
-    (wide,) = turntable(1, 50, 50, 20.0)
-    # The tangent cone of the ball is a little wider than its silhouette at the centre's depth.
-    reach = math.tan(math.asin(0.66 / 2.75)) * float(wide[0, :3].norm())
-    assert reach < 1
+
+
+@pytest.mark.parametrize("height, width", [(50, 50), (40, 60), (61, 30)])
+def test_turntable_just_holds_the_ball(height, width):
+    """A ball seen from its own distance reaches the edges of the shorter side, and no further."""
+    (matrix,) = turntable(1, height, width, 0.0, center=(0.1, 0.0, -0.2), radius=0.3)
+    distance = float((torch.tensor(centers([matrix])[0]) - torch.tensor([0.1, 0, -0.2])).norm())
+    angle = math.asin(0.3 / distance)
+    touching = 0.3 * math.cos(angle)  # where the tangent cone touches: this far from the axis
+    depth = distance - 0.3 * math.sin(angle)
+    for side, size in (((1.0, 0, 0), width), ((0.0, 1.0, 0), height)):
+        point = torch.tensor([0.1, 0, -0.2 + distance - depth]) + touching * torch.tensor(side)
+        pixel, z = geometry.project(point[None, None].double(), matrix[None])
+        assert float(z) == pytest.approx(depth, rel=1e-6)
+        reach = float(pixel.abs().max())
+        assert reach == pytest.approx((min(height, width) - 1) / (size - 1), rel=1e-6)
 
 
 def test_up_axis_of_a_turntable():
@@ -253,6 +268,13 @@ def test_up_axis_of_a_turntable():
         np.testing.assert_allclose(
             up_axis(torch.stack(turntable(8, 30, 50, 35.0, axis))).numpy(), expected, atol=1e-9
         )
+
+
+def test_up_axis_where_the_cameras_do_not_agree():
+    upright, upside_down = turntable(2, 8, 8, 0.0, (0.0, 0.0, 1.0))[0], None
+    upside_down = torch.diag(torch.tensor([-1.0, -1, 1, 1], dtype=torch.float64)) @ upright
+    found = up_axis(torch.stack([upright, upside_down]))
+    assert found.tolist() == [0.0, 1.0, 0.0]
 
 
 # ---- comparison ----------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from im2mesh.files import atomic_path
 
 log = logging.getLogger("im2mesh")
 
+WHOLE_CUBE = (0.0, 0.0, 0.0), 0.75 ** 0.5  # centre and radius of the ball around it
 TURNTABLE_FRAMES = 60  # where rendering.n_views is 0
 
 
@@ -50,8 +51,9 @@ def render(config, device, args):
         frames = {kind: [] for kind in kinds}
         images = dataset.fields["img"]
         size = options["resolution"] or item["img"].shape[:2]
-        cameras = _cameras(options, images, entry, size)
         bounds = renderer.bounds(shifts)
+        ball = bounds.ball(model.depth_function.logit_threshold) if bounds else WHOLE_CUBE
+        cameras = _cameras(options, images, entry, size, ball)
         for name, matrix, view in cameras:
             rendering = renderer.render(matrix, *size, shifts, bounds)
             for kind in kinds:
@@ -87,7 +89,7 @@ def render(config, device, args):
     return 0
 
 
-def _cameras(options, images, entry, size):
+def _cameras(options, images, entry, size, ball):
     """The cameras to render an object from.
 
     Returns
@@ -113,6 +115,7 @@ def _cameras(options, images, entry, size):
         options["turntable_elevation"],
         up_axis(matrices) if axis is None else axis,
         centers[0, 0],
+        *ball,
     )
     return [(f"{frame:03d}", matrix, None) for frame, matrix in enumerate(frames)]
 

@@ -26,6 +26,8 @@ class OccupancyBounds:
     ----------
     table : Tensor (2, resolution**3) or None
         Lower and upper bound of each cell, once :meth:`update` was called.
+    values : Tensor (resolution + 1,) * 3
+        The logits at the grid points, likewise.
     """
 
     def __init__(self, resolution=32):
@@ -56,6 +58,7 @@ class OccupancyBounds:
             change = change + F.max_pool3d(edges, size, stride=1, padding=padding) / 2
         upper, lower = highest + change, lowest - change
         self.table = torch.stack([lower.flatten(), upper.flatten()])
+        self.values = values[0, 0]
 
     def side(self, threshold_logit):
         """On which side of the surface points are, as far as the bounds tell.
@@ -76,3 +79,19 @@ class OccupancyBounds:
             return sides[(x * n + y) * n + z].masked_fill(beyond, 0)
 
         return look_up
+
+    def ball(self, threshold_logit):
+        """A ball that holds the object, as far as the grid points tell.
+
+        Returns
+        -------
+        center : Tensor (3,)
+        radius : float
+            In cube edges; that of the whole grid where no grid point is inside.
+        """
+        inside = self.values >= threshold_logit
+        index = (inside if inside.any() else torch.ones_like(inside)).nonzero()
+        points = (index / self.resolution - 0.5) * self.side_length
+        center = (points.amin(0) + points.amax(0)) / 2
+        cell = self.side_length / self.resolution
+        return center, float((points - center).norm(dim=1).max()) + cell

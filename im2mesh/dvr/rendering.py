@@ -11,9 +11,7 @@ from im2mesh.dvr.bounds import OccupancyBounds
 CHUNK = 2**16  # rays at a time: memory does not grow with the resolution
 BOUNDS_RESOLUTION = 64
 
-# Far enough for a calm perspective; the view holds a ball of radius 0.67 around the centre.
-TURNTABLE_DISTANCE = 2.75  # cube edges
-TURNTABLE_VIEW = 28.0  # degrees
+TURNTABLE_VIEW = 28.0  # degrees: a calm perspective
 
 
 @dataclass
@@ -155,8 +153,9 @@ class Renderer:
         return rgb, depth, normals, hits.hit
 
 
-def turntable(n_frames, height, width, elevation=20.0, axis=(0.0, 1.0, 0.0), start=None):
-    """Cameras on a circle around the object cube, looking at its centre.
+def turntable(n_frames, height, width, elevation=20.0, axis=(0.0, 1.0, 0.0), start=None,
+              center=(0.0, 0.0, 0.0), radius=0.6):
+    """Cameras on a circle around a ball, which fills the shorter side of the pictures.
 
     Parameters
     ----------
@@ -166,6 +165,8 @@ def turntable(n_frames, height, width, elevation=20.0, axis=(0.0, 1.0, 0.0), sta
         Which way is up, in object space.
     start : Tensor (3,) or None
         The first camera is on the side of this point, in object space.
+    center, radius : Tensor (3,) and float
+        The ball, in object space.
 
     Returns
     -------
@@ -180,13 +181,17 @@ def turntable(n_frames, height, width, elevation=20.0, axis=(0.0, 1.0, 0.0), sta
     first = first / first.norm()
     second = torch.linalg.cross(axis, first)
     camera_mat = geometry.perspective(TURNTABLE_VIEW, height, width)
+    center = torch.as_tensor(center, dtype=torch.float64).cpu()
+    share = (min(height, width) - 1) / (max(height, width) - 1)
+    half = math.atan(share * math.tan(math.radians(TURNTABLE_VIEW) / 2))
+    distance = radius / math.sin(half)
     rise = math.radians(elevation)
     matrices = []
     for frame in range(n_frames):
         angle = 2 * math.pi * frame / n_frames
         side = math.cos(angle) * first + math.sin(angle) * second
-        eye = TURNTABLE_DISTANCE * (math.cos(rise) * side + math.sin(rise) * axis)
-        matrices.append(camera_mat @ geometry.look_at(eye, up=axis))
+        eye = center + distance * (math.cos(rise) * side + math.sin(rise) * axis)
+        matrices.append(camera_mat @ geometry.look_at(eye, center, axis))
     return matrices
 
 
@@ -200,13 +205,15 @@ def up_axis(object_to_image):
     Returns
     -------
     Tensor (3,)
-        In object space, unit length.
+        In object space, unit length; +y where the cameras contradict each other.
     """
     pixels = torch.tensor([[0.0, 0.0], [0.0, -1.0]], dtype=torch.float64)
     _, directions = geometry.camera_rays(pixels.expand(len(object_to_image), -1, -1), object_to_image)
     forward, to_top = torch.nn.functional.normalize(directions, dim=-1).unbind(1)
     up = to_top - forward * (forward * to_top).sum(-1, keepdim=True)
     mean = torch.nn.functional.normalize(up, dim=-1).mean(0)
+    if mean.norm() < 1e-6:
+        return torch.tensor([0.0, 1.0, 0.0], dtype=mean.dtype)
     return torch.nn.functional.normalize(mean, dim=0)
 
 
