@@ -79,6 +79,9 @@ def load(path, device="cpu"):
             f"checkpoint {path} has no 'model' entry: it was not written by train.py. "
             "Check test.model_file."
         )
+    strangers = [name for name, value in state["model"].items() if not torch.is_tensor(value)]
+    if strangers:
+        raise InputError(f"checkpoint {path}: no tensor in 'model': {', '.join(map(str, strangers))}")
     return state
 
 

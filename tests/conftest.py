@@ -1,9 +1,16 @@
 """Fixtures for all tests."""
 
+import os
+
 import pytest
+import torch
 
 from tests.programs import write_config
 from tests.sphere_scene import write_sphere_scene
+
+# The tensors of the tests are small: on busy processors more threads only wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -144,6 +144,12 @@ def test_a_kill_leaves_the_previous_file(path, moment):
 # ---- damaged and foreign files -------------------------------------------------------------------
 
 
+def test_anything_but_tensors_among_the_weights(path):
+    torch.save({"model": {"decoder.fc_p.bias": 3}}, path)
+    with pytest.raises(InputError, match="no tensor in 'model': decoder.fc_p.bias"):
+        checkpoints.load(path)
+
+
 def as_bytes(state, zipped):
     buffer = io.BytesIO()
     torch.save(state, buffer, _use_new_zipfile_serialization=zipped)
