@@ -121,7 +121,7 @@ def test_depth_gradient(scene):
 def test_color_gradient_through_the_surface(scene):
     rays, _, colors, _ = scene.at_hits()
     loss = losses.photometric(colors, scene.data["rgb_target"].flatten(0, 1)[rays]).sum()
-    assert float(loss) == pytest.approx(scene.data["rgb_loss"], rel=1e-4)
+    assert loss.item() == pytest.approx(scene.data["rgb_loss"], rel=1e-4)
     scene.check_gradients(loss, "grad_rgb")
 
 
@@ -141,7 +141,7 @@ def test_losses(name):
     pred, true = data["patch_pred"], data["patch_gt"]
     whole = valid.view(-1, 4).all(dim=1)
     value = losses.image_gradient(pred.view(-1, 4, 3)[whole], true.view(-1, 4, 3)[whole], 2).sum()
-    assert float(value) == pytest.approx(data["image_gradient_loss_sum"], rel=1e-4)
+    assert value.item() == pytest.approx(data["image_gradient_loss_sum"], rel=1e-4)
     assert float(losses.photometric(pred[valid], true[valid]).sum()) == pytest.approx(
         data["l1_sum"], rel=1e-4
     )
