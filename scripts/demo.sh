@@ -29,7 +29,7 @@ step 3/6 "mesh"
 
 step 4/6 "renderings: the training views, and a turntable"
 "$python" render.py "$config" --set rendering.n_views=0
-"$python" render.py "$config" --set rendering.trajectory=turntable --set rendering.n_views=48 \
+"$python" render.py "$config" --set rendering.trajectory=turntable --set rendering.n_views=36 \
     --set rendering.render_dir=turntable
 
 step 5/6 "evaluation against the true surface"
