@@ -94,9 +94,9 @@ class Renderer:
         """
         if not self.coarse_bounds:
             return None
-        space = OccupancyBounds(BOUNDS_RESOLUTION)
-        space.update(self.model.logit_field(shifts), self.device)
-        return space
+        bounds = OccupancyBounds(BOUNDS_RESOLUTION)
+        bounds.update(self.model.logit_field(shifts), self.device)
+        return bounds
 
     @torch.no_grad()
     def render(self, object_to_image, height, width, shifts=None, bounds=None):

@@ -114,8 +114,8 @@ class Trainer:
     def load_state_dict(self, state):
         """Take up the state of an interrupted run."""
         if self.bounds is not None:
-            bound = state.get("bounds")
-            self.bounds.table = bound if bound is None else bound.to(self.device)
+            table = state.get("bounds")
+            self.bounds.table = None if table is None else table.to(self.device)
 
     def train_step(self, batch, iteration):
         """One gradient step.
@@ -220,10 +220,10 @@ class Trainer:
         return {name: sums[name] / counts[name] if counts[name] else np.nan for name in sums}
 
     def _bounds(self, iteration):
-        grid = self.bounds
-        if grid is not None and (grid.table is None or iteration % BOUNDS_EVERY == 0):
-            grid.update(self.model.logit_field(), self.device)
-        return grid
+        bounds = self.bounds
+        if bounds is not None and (bounds.table is None or iteration % BOUNDS_EVERY == 0):
+            bounds.update(self.model.logit_field(), self.device)
+        return bounds
 
     def _generator(self, *stream):
         state = np.random.SeedSequence([self.seed, *stream]).generate_state(1, np.uint64)
