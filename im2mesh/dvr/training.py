@@ -25,7 +25,7 @@ RAY_MEANS = {  # term: what validation calls its mean over rays
     "sparse_depth": "loss_sparse_depth_val",
     "normal": "normal_loss_eval",
 }
-BOUNDS_EVERY = 16  # iterations between two looks at where the field is free
+BOUNDS_EVERY = 16  # iterations between two looks at the field as a whole
 BOUNDS_RESOLUTION_IN_VALIDATION = 64
 NORMAL_NEIGHBORHOOD = 1e-3  # side of the cube around a point in which its normal shall be steady
 
