@@ -68,7 +68,11 @@ class Visualizer:
         shrink = min(1, MAX_EDGE / max(height, width))
         height, width = (max(2, round(edge * shrink)) for edge in (height, width))
         rendering = self.renderer.render(
-            geometry.object_to_image(*matrices)[0], height, width, shifts
+            geometry.object_to_image(*matrices)[0],
+            height,
+            width,
+            shifts,
+            self.renderer.bounds(shifts),
         )
         pixels = geometry.pixel_centers(height, width)[None]
         true = geometry.look_up(batch["img"][0][None], pixels).view(height, width, 3)

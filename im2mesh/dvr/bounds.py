@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from im2mesh.geometry import CUBE_PADDING
 
 CHUNK = 2**16  # points per call of the field
+FINE = 64  # resolution where the field stays as it is: worth more points than in training
 
 
 class OccupancyBounds:

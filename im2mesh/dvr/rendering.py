@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from im2mesh import geometry
-from im2mesh.dvr.bounds import OccupancyBounds
+from im2mesh.dvr.bounds import FINE, OccupancyBounds
 
 CHUNK = 2**16  # rays at a time: memory does not grow with the resolution
-BOUNDS_RESOLUTION = 64
 
 TURNTABLE_VIEW = 28.0  # degrees: a calm perspective
 
@@ -94,7 +93,7 @@ class Renderer:
         """
         if not self.coarse_bounds:
             return None
-        bounds = OccupancyBounds(BOUNDS_RESOLUTION)
+        bounds = OccupancyBounds(FINE)
         bounds.update(self.model.logit_field(shifts), self.device)
         return bounds
 

@@ -13,7 +13,7 @@ import torch
 
 from im2mesh import geometry
 from im2mesh.dvr import losses
-from im2mesh.dvr.bounds import OccupancyBounds
+from im2mesh.dvr.bounds import FINE, OccupancyBounds
 from im2mesh.dvr.implicit import depth_with_gradient, follow_surface
 from im2mesh.dvr.sampling import sample_pixels
 
@@ -26,7 +26,6 @@ RAY_MEANS = {  # term: what validation calls its mean over rays
     "normal": "normal_loss_eval",
 }
 BOUNDS_EVERY = 16  # iterations between two looks at the field as a whole
-BOUNDS_RESOLUTION_IN_VALIDATION = 64
 NORMAL_NEIGHBORHOOD = 1e-3  # side of the cube around a point in which its normal shall be steady
 
 
@@ -196,7 +195,7 @@ class Trainer:
 
         bounds = None
         if self.bounds is not None:  # a grid of its own: validation leaves no trace
-            bounds = OccupancyBounds(BOUNDS_RESOLUTION_IN_VALIDATION)
+            bounds = OccupancyBounds(FINE)
             bounds.update(self.model.logit_field(), self.device)
         for i, batch in enumerate(batches):
             generator = self._generator(1, i)
