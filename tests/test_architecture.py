@@ -27,7 +27,7 @@ FLOORS = (
         "im2mesh.dvr.raymarch",
         "im2mesh.dvr.sampling",
     },
-    {"im2mesh.dvr.model"},
+    {"im2mesh.dvr.model", "im2mesh.visual_hull"},
     {"im2mesh.dvr.generation", "im2mesh.dvr.rendering", "im2mesh.dvr.training"},
     {"im2mesh.dvr.config"},
     {"im2mesh.config"},

@@ -71,7 +71,7 @@ class ImagesField:
 
     def views(self, folder):
         """Indices, in the unfiltered list, of the views in use; at least one."""
-        n_images = len(self._images(folder))
+        n_images = len(self.images(folder))
         views = [view for view in range(n_images) if view not in self.ignore_image_idx]
         if not views:
             raise InputError(
@@ -86,7 +86,7 @@ class ImagesField:
         return views[: self.n_views] if self.n_views > 0 else views
 
     def load(self, folder, view):
-        images = self._images(folder)
+        images = self.images(folder)
         image = read_rgb(images[view])
         readers = {"mask": read_mask, "depth": read_depth, "visual_hull_depth": read_depth}
         maps = {
@@ -116,7 +116,8 @@ class ImagesField:
             return self.img_size
         return self.img_size, self.img_size
 
-    def _images(self, folder):
+    def images(self, folder):
+        """The image files of an object, all views in order."""
         keys = "data.img_folder and data.img_extension"
         return _files(folder / self.img_folder, self.img_extension, keys)
 
