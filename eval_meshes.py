@@ -6,4 +6,6 @@ from im2mesh import cli
 from im2mesh.commands.evaluate import evaluate
 
 if __name__ == "__main__":
-    sys.exit(cli.run(evaluate, cli.argument_parser("eval_meshes", __doc__)))
+    parser = cli.argument_parser("eval_meshes", __doc__)
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (1)")
+    sys.exit(cli.run(evaluate, parser))

@@ -51,12 +51,44 @@ def load(path, device="cpu"):
         When the file is missing, damaged, not a checkpoint, or holds anything but tensors and
         plain scalars (nothing of it is executed).
     """
+    state = _read(path, device, "test.model_file")
+    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
+        raise InputError(
+            f"checkpoint {path} has no 'model' entry: it was not written by train.py. "
+            "Check test.model_file."
+        )
+    _require_tensors(state["model"], f"checkpoint {path}: no tensor in 'model'")
+    return state
+
+
+def load_weights(path, key):
+    """Read a file that is a state dict and nothing else, as those of trained encoders are.
+
+    Returns
+    -------
+    dict of str to Tensor
+        On the CPU.
+
+    Raises
+    ------
+    InputError
+        As for :func:`load`; it names the config key that gave the path.
+    """
+    weights = _read(path, "cpu", key)
+    if not isinstance(weights, dict):
+        raise InputError(f"{path} is not a state dict but a {type(weights).__name__}. Check {key}.")
+    _require_tensors(weights, f"{path} is not a state dict (check {key}), no tensor")
+    return weights
+
+
+def _read(path, device, key):
+    """What a file holds, if that is tensors and plain scalars; ``key`` is where its path is set."""
     path = Path(path)
     try:
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
-            state = torch.load(path, map_location=device, weights_only=True)
+            return torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError as err:
-        raise InputError(f"checkpoint {path} does not exist. Check test.model_file.") from err
+        raise InputError(f"checkpoint {path} does not exist. Check {key}.") from err
     except pickle.UnpicklingError as err:
         reason = re.search(r"(?:GLOBAL|Unsupported (?:global|class|operand)).*", str(err))
         raise InputError(
@@ -74,15 +106,12 @@ def load(path, device="cpu"):
             f"({type(err).__name__}: {str(err).splitlines()[0] if str(err) else 'end of file'}). "
             "Delete it and use a backup (model_<it>.pt), or download it again."
         ) from err
-    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
-        raise InputError(
-            f"checkpoint {path} has no 'model' entry: it was not written by train.py. "
-            "Check test.model_file."
-        )
-    strangers = [name for name, value in state["model"].items() if not torch.is_tensor(value)]
+
+
+def _require_tensors(weights, problem):
+    strangers = [name for name, value in weights.items() if not torch.is_tensor(value)]
     if strangers:
-        raise InputError(f"checkpoint {path}: no tensor in 'model': {', '.join(map(str, strangers))}")
-    return state
+        raise InputError(f"{problem}: {', '.join(map(str, strangers))}")
 
 
 def load_model(model, state, path):
@@ -93,7 +122,23 @@ def load_model(model, state, path):
     InputError
         When names or shapes do not match; all of them are listed.
     """
-    theirs, ours = state["model"], model.state_dict()
+    fill(
+        model,
+        state["model"],
+        f"checkpoint {path} does not fit the model of this config (encoder, decoder, c_dim, "
+        "decoder_kwargs)",
+    )
+
+
+def fill(module, weights, problem):
+    """Put weights, by name, into a module.
+
+    Raises
+    ------
+    InputError
+        When names or shapes do not match: ``problem``, and all of them in a list.
+    """
+    theirs, ours = weights, module.state_dict()
     problems = [f"missing: {name}" for name in ours if name not in theirs]
     problems += [f"not in the model: {name}" for name in theirs if name not in ours]
     problems += [
@@ -102,11 +147,8 @@ def load_model(model, state, path):
         if name in theirs and theirs[name].shape != ours[name].shape
     ]
     if problems:
-        raise InputError(
-            f"checkpoint {path} does not fit the model of this config (encoder, decoder, c_dim, "
-            "decoder_kwargs):\n  " + "\n  ".join(problems)
-        )
-    model.load_state_dict(theirs)
+        raise InputError(f"{problem}:\n  " + "\n  ".join(problems))
+    module.load_state_dict(theirs)
 
 
 def is_url(path):
@@ -159,7 +201,12 @@ def download(url):
 
 
 def locate(model_file, out_dir):
-    """Path of ``test.model_file``: a URL is downloaded, a path is relative to ``out_dir``."""
+    """Path of ``test.model_file``: a URL is downloaded, a path is relative to ``out_dir``.
+
+    A file that is not there but in the working directory, like the models that ship with the
+    project, is taken from the latter.
+    """
     if is_url(model_file):
         return download(model_file)
-    return Path(out_dir) / model_file
+    path = Path(out_dir) / model_file
+    return Path(model_file) if Path(model_file).is_file() and not path.exists() else path

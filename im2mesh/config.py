@@ -87,6 +87,10 @@ def _choice(*values):
     return Kind(" or ".join(map(str, values)), read)
 
 
+def _mesh_extension(value):
+    return "off" if value is False else _choice("ply", "off", "obj").read(value)
+
+
 def _or_null(kind):
     return Kind(
         f"{kind.wanted}, or null", lambda value: None if value is None else kind.read(value)
@@ -165,7 +169,8 @@ KINDS = {
     "generation.simplify_nfaces": _or_null(COUNT),
     "generation.resolution_0": COUNT,
     "generation.refine_max_faces": COUNT,
-    "generation.mesh_extension": _choice("ply", "off", "obj"),
+    # YAML 1.1 takes a bare off for false
+    "generation.mesh_extension": Kind("ply or off or obj", _mesh_extension),
     "rendering.colors": _or_list(PICTURE, _list_of(PICTURE, "a list of them", bool)),
     "rendering.resolution": _or_null(SIZE),
     "rendering.turntable_axis": _or_null(

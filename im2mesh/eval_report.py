@@ -26,7 +26,7 @@ def write_report(rows, folder, eval_file_name="eval_meshes"):
 
     Parameters
     ----------
-    rows : list of dict
+    rows : list of dict, or pandas.DataFrame
         One per object, at least one: 'class', 'model' and the metrics.
     folder : str or Path
         Made when missing.

@@ -13,9 +13,10 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
     {"im2mesh.errors"},
     {"im2mesh.files", "im2mesh.geometry", "im2mesh.layers", "im2mesh.ext"},
-    {"im2mesh.checkpoints"},
+    {"im2mesh.checkpoints", "im2mesh.visual_hull"},
     {
         "im2mesh.data",
+        "im2mesh.encoder",
         "im2mesh.eval",
         "im2mesh.eval_report",
         "im2mesh.meshing",
@@ -27,7 +28,7 @@ FLOORS = (
         "im2mesh.dvr.raymarch",
         "im2mesh.dvr.sampling",
     },
-    {"im2mesh.dvr.model", "im2mesh.visual_hull"},
+    {"im2mesh.dvr.model"},
     {"im2mesh.dvr.generation", "im2mesh.dvr.rendering", "im2mesh.dvr.training"},
     {"im2mesh.dvr.config"},
     {"im2mesh.config"},

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from im2mesh import checkpoints
+from im2mesh.config import load_config, method_module
 from tests.programs import files, octahedron, run, save_model
 from tests.sphere_scene import write_exr, write_sphere_scene
 
@@ -215,6 +216,74 @@ def test_unreadable_objects_may_be_skipped(project, tiny_dtu, folder, out, capsy
     err = capsys.readouterr().err
     assert all(line.startswith("warning: left out") for line in err.splitlines())
     has(err, tiny_dtu / "scan1/scan2/cameras.npz", tiny_dtu / "scan1/scan3/image")
+
+
+# ---- input images --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def single_view(project, tiny_dtu, out):
+    """Write a config, changed by keys of data, of a model that sees images; and its weights."""
+    for path in (tiny_dtu / "scan1/scan1/image").iterdir():
+        (tiny_dtu / "scan1/scan1/inputs").mkdir(exist_ok=True)
+        shutil.copy(path, tiny_dtu / "scan1/scan1/inputs")
+
+    def single_view(**data):
+        inputs = {"img_folder_input": "inputs", "img_extension_input": "png"}
+        config = project(
+            data={"input_type": "image", "img_size_input": 64, **inputs, **data},
+            model={"encoder": "simple_conv", "c_dim": 4},
+        )
+        if not (out / "model_best.pt").exists():
+            keys = load_config(config)
+            save_model(out / "model_best.pt", method_module(keys).get_model(keys))
+        return config
+
+    return single_view
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (shutil.rmtree, ["no such folder", "data.img_folder_input"]),
+        (lambda folder: [path.unlink() for path in folder.iterdir()], ["no *.png files"]),
+        (lambda folder: truncate(folder / "000000.png"), ["000000.png", "truncated"]),
+        (lambda folder: (folder / "000000.png").write_text("hello"), ["not a readable image"]),
+    ],
+)
+@pytest.mark.parametrize("program", ["train", "render"])
+def test_input_images(single_view, folder, fails, program, damage, words):
+    damage(folder / "inputs")
+    message = fails(program, single_view(cache_fields=True))
+    has(message, "object scan1/scan1, field inputs", folder / "inputs", *words)
+
+
+@pytest.mark.parametrize("key, field", [("n_views", "img"), ("n_views_input", "inputs")])
+def test_more_views_than_there_are(single_view, fails, key, field):
+    message = fails("train", single_view(**{key: 6}))
+    has(message, f"object scan1/scan1, field {field}", f"data.{key} is 6, but there are 5")
+
+
+@pytest.mark.parametrize(
+    "program, cure",
+    [("train", "generate.py"), ("render", "turntable"), ("eval_meshes", "generate.py")],
+)
+def test_a_folder_of_images_is_no_dataset_to_learn_from(single_view, folder, fails, program, cure):
+    config = single_view(dataset_name="images", path=str(folder / "image"))
+    has(fails(program, config), "data.dataset_name", "no cameras", cure)
+
+
+def test_folder_without_images(single_view, folder, fails):
+    (folder / "album").mkdir()
+    message = fails("generate", single_view(dataset_name="images", path=str(folder / "album")))
+    has(message, "data.path", folder / "album", "no images (jpg, jpeg or png)")
+    message = fails("generate", single_view(dataset_name="images", path=str(folder / "none")))
+    has(message, "data.path", folder / "none", "no folder")
+
+
+def test_split_that_is_empty(single_view, tiny_dtu, fails):
+    (tiny_dtu / "scan1/train.lst").write_text("\n")
+    has(fails("train", single_view()), tiny_dtu / "scan1/train.lst", "lists no object")
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------

@@ -3,8 +3,6 @@
 import contextlib
 import errno
 import hashlib
-import http.server
-import io
 import os
 import random
 import resource
@@ -18,9 +16,21 @@ import pytest
 import torch
 
 from im2mesh import checkpoints
+from im2mesh.commands.setup import load_trained_model
+from im2mesh.config import load_config
 from im2mesh.dvr.decoder import Decoder
 from im2mesh.dvr.model import DVR
 from im2mesh.errors import InputError
+from tests.published import as_bytes, as_published, checkpoint_shapes, web_server, weights
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+PRETRAINED = sorted(
+    path.relative_to(CONFIGS)
+    for path in CONFIGS.rglob("*.yaml")
+    if checkpoints.is_url(load_config(path)["test"]["model_file"])
+)
+
+server = pytest.fixture(web_server)
 
 
 def make_state(seed=0, **more):
@@ -148,12 +158,6 @@ def test_anything_but_tensors_among_the_weights(path):
     torch.save({"model": {"decoder.fc_p.bias": 3}}, path)
     with pytest.raises(InputError, match="no tensor in 'model': decoder.fc_p.bias"):
         checkpoints.load(path)
-
-
-def as_bytes(state, zipped):
-    buffer = io.BytesIO()
-    torch.save(state, buffer, _use_new_zipfile_serialization=zipped)
-    return buffer.getvalue()
 
 
 formats = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
@@ -302,13 +306,6 @@ def test_other_names_are_listed(path):
 # ---- the published format ------------------------------------------------------------------------
 
 
-def as_published(state):
-    """The bytes that PyTorch 1.4 and numpy 1.x wrote: no zip, and numpy's scalars by old names."""
-    content = as_bytes(state, zipped=False)
-    assert b"cnumpy._core.multiarray\nscalar\n" in content
-    return content.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
-
-
 @pytest.mark.parametrize("kind", [np.float64, np.float32, np.int64])
 def test_published_checkpoint(tmp_path, kind):
     state = make_state(loss_val_best=kind(12.5))
@@ -336,48 +333,73 @@ def test_a_published_checkpoint_without_optimizer(tmp_path):
     assert list(checkpoints.load(path)) == ["model"]
 
 
+def published_state(config):
+    """What the published checkpoint of a config holds, with values of our own."""
+    values = weights(checkpoint_shapes(config))
+    trained = [value for value in values.values() if value.is_floating_point()]
+    moments = {"step": 5, "exp_avg": trained[0], "exp_avg_sq": trained[0]}
+    return {
+        "model": values,
+        "optimizer": {
+            "state": {94000000000000 + i: moments for i in range(len(trained))},
+            "param_groups": [{"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False}],
+        },
+        "epoch_it": 800,
+        "it": 500000,
+        "loss_val_best": np.float64(0.1),
+    }
+
+
+def put_on(server, content, name):
+    """URL of a file under a name with its hash."""
+    name = f"{name}-{hashlib.sha256(content).hexdigest()[:8]}.pt"
+    (server.folder / name).write_bytes(content)
+    return f"{server.address}/{name}"
+
+
+@pytest.mark.parametrize("name", PRETRAINED, ids=str)
+def test_every_published_architecture(server, name):
+    config = load_config(CONFIGS / name)
+    state = published_state(config)
+    config["test"]["model_file"] = put_on(server, as_published(state), name.stem)
+    model = load_trained_model(config, "cpu")
+    assert not model.training
+    assert set(model.state_dict()) == set(state["model"])
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state["model"][key]), key
+
+
+def test_the_published_checkpoints_are_those_of_13_configs_and_3_demos():
+    assert len(PRETRAINED) == 16 and len({name for name in PRETRAINED if "demo" in str(name)}) == 3
+
+
+def test_a_published_checkpoint_and_another_code(server):
+    path = CONFIGS / "single_view_reconstruction/multi_view_supervision/ours_rgb_pretrained.yaml"
+    url = put_on(server, as_published(published_state(load_config(path))), "ours_rgb")
+    config = load_config(path, [f"test.model_file={url}", "model.c_dim=128"])
+    with pytest.raises(InputError, match="c_dim") as err:
+        load_trained_model(config, "cpu")
+    assert "  encoder.fc.weight: (256, 512) in the file, (128, 512) in the model" in str(err.value)
+
+
+def test_a_malicious_download_is_refused(server, tmp_path):
+    path = CONFIGS / "multi_view_reconstruction/birds/ours_rgb_pretrained.yaml"
+    marker = tmp_path / "marker"
+    state = published_state(load_config(path)) | {"it": Call(os.system, f"touch {marker}")}
+    config = load_config(path)
+    config["test"]["model_file"] = put_on(server, as_published(state), "ours_rgb")
+    with pytest.raises(InputError, match="is refused.*Nothing in it was executed"):
+        load_trained_model(config, "cpu")
+    assert not marker.exists()
+
+
 # ---- download ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    """(address, folder) of a web server on this machine, and an empty torch hub cache."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("no_proxy", "*")
-    folder = tmp_path / "www"
-    folder.mkdir()
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        requests = []
-
-        def __init__(self, *args):
-            super().__init__(*args, directory=folder)
-
-        def do_GET(self):
-            self.requests.append(self.path)
-            super().do_GET()
-
-        def log_message(self, *args):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        server.folder = folder
-        server.requests = Handler.requests
-        server.address = f"http://127.0.0.1:{server.server_port}"
-        yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
 def published(server):
     """URL of a checkpoint on the server."""
-    content = as_bytes(make_state(), zipped=True)
-    name = f"ours_rgb-{hashlib.sha256(content).hexdigest()[:8]}.pt"
-    (server.folder / name).write_bytes(content)
-    return f"{server.address}/{name}"
+    return put_on(server, as_bytes(make_state(), zipped=True), "ours_rgb")
 
 
 def cached():
@@ -466,6 +488,18 @@ def test_a_path_is_relative_to_the_output_folder(tmp_path):
     assert checkpoints.locate("model_best.pt", tmp_path) == tmp_path / "model_best.pt"
     assert checkpoints.locate("/abs/model.pt", tmp_path) == Path("/abs/model.pt")
     assert checkpoints.locate("../a/model.pt", tmp_path) == tmp_path / "../a/model.pt"
+
+
+def test_locate_falls_back_on_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = Path("media/model.pt")
+    shipped.parent.mkdir()
+    shipped.touch()
+    assert checkpoints.locate("media/model.pt", "out") == shipped
+    own = Path("out/media/model.pt")
+    own.parent.mkdir(parents=True)
+    own.touch()
+    assert checkpoints.locate("media/model.pt", "out") == own
 
 
 @pytest.mark.parametrize(

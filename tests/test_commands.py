@@ -101,6 +101,7 @@ def test_from_photographs_to_figures(project, out, tmp_path, monkeypatch, capsys
         "generation/meshes/scan1/scan1.ply", "generation/meshes/scan1/scan1_world_scale.ply",
         "generation/vis/scan1/00_mesh.ply",
         "generation/time_generation_full.pkl", "generation/time_generation.pkl",
+        "generation/generated.jsonl",
     }
 
     known |= new

@@ -52,7 +52,7 @@ PUBLISHED = yaml.safe_load(
     """
 )
 OURS = {
-    "data": {"skip_unreadable": False},
+    "data": {"remove_background": False, "skip_unreadable": False},
     "model": {"coarse_bounds": True},
     "training": {"max_iterations": None, "seed": 0},
     "rendering": {
@@ -319,7 +319,6 @@ def test_a_saved_config_loads_as_the_same(path, tmp_path):
 
 S3 = (
     "https://s3.eu-central-1.amazonaws.com/avg-projects/differentiable_volumetric_rendering/models/"
-    "multi_view_reconstruction/"
 )
 SCANS = {"skull": ("scan65", 34), "birds": ("scan106", 49), "angel": ("scan118", 49)}
 CHECKPOINTS = {
@@ -362,8 +361,62 @@ def test_multi_view_configs_are_the_published_ones(name, kind):
     assert load_config(folder / f"{kind}.yaml") == expected
 
     expected["generation"]["generation_dir"] = "generation_pretrained"
-    expected["test"]["model_file"] = S3 + CHECKPOINTS[name, kind]
+    expected["test"]["model_file"] = f"{S3}multi_view_reconstruction/{CHECKPOINTS[name, kind]}"
     assert load_config(folder / f"{kind}_pretrained.yaml") == expected
+
+
+SINGLE_VIEW = yaml.safe_load(
+    """
+    multi_view_supervision/ours_combined:
+      model: {lambda_depth: 10}
+      training: {n_training_points: 768, model_selection_metric: loss_depth_eval}
+      file: multi-view-supervision/ours_combined-af2bce07.pt
+    multi_view_supervision/ours_depth:
+      model: {decoder_kwargs: {out_dim: 1}, lambda_depth: 1, lambda_rgb: 0}
+      training: {model_selection_metric: loss_depth_eval}
+      generation: {with_colors: false, mesh_extension: "off"}
+      file: multi-view-supervision/ours_depth-64d35726.pt
+    multi_view_supervision/ours_rgb:
+      data: {dataset_name: NMR, path: data/NMR_Dataset, train_split: softras_train,
+        val_split: softras_val, test_split: softras_test, img_folder_input: image,
+        img_extension_input: png, depth_from_visual_hull: true, depth_range: [0, 5]}
+      model: {decoder_kwargs: {hidden_size: 128}}
+      training: {model_selection_metric: mask_intersection, model_selection_mode: maximize,
+        n_eval_points: 4096}
+      file: multi-view-supervision/ours_rgb-23805118.pt
+    single_view_supervision/ours_combined:
+      data: {img_folder_input: image, img_extension_input: png, n_views: 1, n_views_input: 1}
+      model: {lambda_depth: 10}
+      training: {model_selection_metric: loss_depth_eval}
+      file: single-view-supervision/ours_single-2b2bdbd4.pt
+    """
+)
+DEMOS = {"combined": "choy_renderings", "depth": "choy_renderings", "rgb": "kato_renderings"}
+
+
+@pytest.mark.parametrize("name", SINGLE_VIEW)
+def test_single_view_configs_are_the_published_ones(name):
+    folder = ROOT / "configs" / "single_view_reconstruction"
+    expected = load_config(DEFAULTS)
+    for section in {"data", "model", "training", "generation"} & SINGLE_VIEW[name].keys():
+        expected[section].update(SINGLE_VIEW[name][section])
+    expected["training"]["n_workers"] = 8
+    expected["training"]["out_dir"] = f"out/single_view_reconstruction/{name}"
+    assert load_config(folder / f"{name}.yaml") == expected
+
+    expected["generation"]["generation_dir"] = "generation_pretrained"
+    expected["test"]["model_file"] = f"{S3}single_view_reconstruction/{SINGLE_VIEW[name]['file']}"
+    assert load_config(folder / f"{name}_pretrained.yaml") == expected
+
+
+@pytest.mark.parametrize("kind", DEMOS)
+def test_demo_configs_are_the_published_ones(kind):
+    parent = f"single_view_reconstruction/multi_view_supervision/ours_{kind}_pretrained.yaml"
+    expected = load_config(ROOT / "configs" / parent)
+    expected["data"].update(dataset_name="images", path=f"media/demo/{DEMOS[kind]}")
+    expected["training"]["out_dir"] = f"out/demo/demo_{kind}"
+    expected["generation"]["generation_dir"] = "generation"
+    assert load_config(ROOT / "configs" / "demo" / f"demo_{kind}.yaml") == expected
 
 
 def test_clean_dtu_config_is_the_published_one():

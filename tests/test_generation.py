@@ -152,7 +152,7 @@ def diagnosis(tmp_path, tiny_dtu):
         config = load_config(write_config(tmp_path, tiny_dtu, data=data))
         extracted = generate(model, resolution_0=8, with_colors=False).extracted
         (entry,) = get_dataset(config, "test").entries
-        return diagnose(config, torch.device("cpu"), model, entry, extracted)
+        return diagnose(config, torch.device("cpu"), model, None, entry, extracted)
 
     return diagnosis
 

@@ -6,12 +6,16 @@ import pytest
 from PIL import Image
 
 from im2mesh.data.images import (
+    fit_square,
+    plain_background,
     read_depth,
+    read_input,
     read_mask,
     read_npz,
     read_rgb,
     resize_nearest,
     resize_rgb,
+    white_border_share,
 )
 from im2mesh.errors import InputError
 from tests.sphere_scene import write_exr
@@ -99,10 +103,94 @@ def test_files_that_are_missing_empty_or_something_else(tmp_path, read):
     with pytest.raises(InputError, match="x.file: not a readable .*empty"):
         read(tmp_path / "x.file")
     (tmp_path / "x.file").write_bytes(b"<html>404 Not Found</html>" * 9)
-    with pytest.raises(InputError, match="x.file: not a readable"):
+    with pytest.raises(InputError, match="x.file: not a readable") as caught:
         read(tmp_path / "x.file")
+    assert " at 0x" not in str(caught.value)
     with pytest.raises(InputError, match="cannot be read .Is a directory"):
         read(tmp_path)
+
+
+# --- input images
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_input_images_are_turned_upright(tmp_path, orientation):
+    """By the EXIF orientation; supervision images are not, their cameras are those of the file."""
+    upright = noise(4, 6, 3)
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright),
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(read_input(tmp_path / "a.png"), upright)
+    assert np.array_equal(read_rgb(tmp_path / "a.png"), stored)
+
+
+def test_cmyk_photograph(tmp_path):
+    path = save(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), tmp_path / "a.jpg")
+    assert np.abs(read_input(path)[4, 4] - [255.0, 0, 0]).max() <= 3
+
+
+def ring(background, size=24):
+    """A red ring with the colour of the background in its hole."""
+    rows, columns = np.indices((size, size)) - (size - 1) / 2
+    radius = np.hypot(rows, columns)
+    image = np.full((size, size, 3), background, np.uint8)
+    image[(radius > 4) & (radius < 9)] = 200, 30, 30
+    return image, radius
+
+
+def test_flood_fill_stops_at_the_object(tmp_path):
+    image, radius = ring((90, 100, 110))
+    uneven = np.random.default_rng(0).integers(-10, 11, image.shape)
+    image = (image + uneven).clip(0, 255).astype(np.uint8)
+    assert np.array_equal(plain_background(image), radius >= 9)  # not the hole
+    path = save(Image.fromarray(image), tmp_path / "a.png")
+    assert np.array_equal(read_input(path), image)
+    cut = read_input(path, remove_background=True)
+    assert (cut[radius >= 9] == 255).all()
+    assert np.array_equal(cut[radius < 9], image[radius < 9])
+    assert white_border_share(cut) == 1 and white_border_share(image) == 0
+
+
+def test_transparency_tells_the_background_before_flood_fill(tmp_path):
+    image, _ = ring((0, 0, 0))
+    for corner, rest in ((255, 255), (0, 0)):  # opaque: all is flooded; transparent: nothing is
+        pixels = np.dstack([image, np.full((24, 24), 255, np.uint8)])
+        pixels[0, 0, 3] = corner
+        path = save(Image.fromarray(pixels), tmp_path / "a.png")
+        cut = read_input(path, remove_background=True)
+        assert (cut[0, 0] == 255).all() and (cut[0, 1] == rest).all()
+
+
+def test_nothing_left_without_the_background(tmp_path):
+    path = save(Image.new("RGB", (1, 1), "red"), tmp_path / "a.png")
+    assert read_input(path).tolist() == [[[255, 0, 0]]]
+    with pytest.raises(InputError, match=r"a\.png: nothing would be left.*data.remove_background"):
+        read_input(path, remove_background=True)
+
+
+def test_share_of_the_border_that_is_white():
+    image = np.full((10, 10, 3), 245, np.uint8)
+    image[1:-1, 1:-1] = 0
+    assert white_border_share(image) == 1
+    image[-1] = 245, 245, 200
+    assert white_border_share(image) == pytest.approx(28 / 40)
+
+
+def test_image_beyond_all_bounds(tmp_path, monkeypatch):
+    path = save(Image.new("L", (40, 40)), tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)
+    with pytest.raises(InputError, match=r"a\.png: too large an image, make it smaller .*1600"):
+        read_input(path)
 
 
 # --- depth maps
@@ -196,6 +284,25 @@ def test_resizing_to_the_same_size_changes_nothing():
     image = noise(6, 9, 3)
     assert np.array_equal(resize_rgb(image, (6, 9)), image)
     assert np.array_equal(resize_nearest(image[..., 0], (6, 9)), image[..., 0])
+
+
+@pytest.mark.parametrize(
+    "shape, box", [((40, 20), (0, 2, 8, 6)), ((3, 6), (2, 0, 6, 8)), ((1, 500), (3, 0, 4, 8))]
+)
+def test_square_keeps_proportions_on_white(shape, box):
+    fitted = fit_square(np.full((*shape, 3), 7, np.uint8), 8)
+    expected = np.full((8, 8, 3), 255)
+    top, left, bottom, right = box
+    expected[top:bottom, left:right] = 7
+    assert fitted.dtype == np.uint8 and np.array_equal(fitted, expected)
+
+
+def test_square_of_the_same_size_changes_nothing_and_a_smaller_one_averages():
+    image = noise(9, 9, 3)
+    assert np.array_equal(fit_square(image, 9), image)
+    checkers = np.indices((64, 64)).sum(0) % 2 * 255
+    fitted = fit_square(np.repeat(checkers[..., None], 3, 2).astype(np.uint8), 8)
+    assert np.abs(fitted[1:-1, 1:-1] - 127.5).max() <= 3
 
 
 def test_nearest_resizing_keeps_values_and_corners():

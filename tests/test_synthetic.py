@@ -14,7 +14,7 @@ from PIL import Image
 from im2mesh import geometry
 from im2mesh.errors import InputError
 from im2mesh.synthetic import make_dtu_scene, shapes, write_exr
-from im2mesh.synthetic.dataset import SCALE, place_cameras
+from im2mesh.synthetic.dtu import SCALE, place_cameras
 from im2mesh.synthetic.render import Scene, pixel_grid, render
 from im2mesh.synthetic.tugboat import tugboat
 
@@ -353,6 +353,11 @@ def test_parts_are_closed_and_face_outwards(boat):
     (shapes.revolve([(0, 0), (0.2, 0), (0.2, 0.3), (0.1, 0.3), (0.1, 0.1), (0, 0.1)]),
      np.pi * (0.2**2 * 0.3 - 0.1**2 * 0.2)),
     (shapes.tube([(0, 0, 0), (0.5, 0, 0)], (0.1, 0.2)), np.pi * 0.1 * 0.2 * 0.5),
+    (shapes.tube([(0, 0, 0), (0.5, 0, 0)], (0.1, 0.2), power=60), 4 * 0.1 * 0.2 * 0.5),
+    (shapes.rod((0.1, 0, 0), (0.1, 0.6, 0), 0.1), np.pi * 0.1**2 * 0.6),
+    (shapes.rod((0, 0, 0), (0.3, 0.4, 0), [[0.1], [0.05]], n=96), np.pi / 3 * 0.0175 * 0.5),
+    (shapes.sections(*np.array([[-1, 0], [0, 0.2], [1, 0.3]]).T, 0.1, 0.2), np.pi * 0.1 * 0.2 * 2),
+    (shapes.sphere(0.1).scaled(3), 4 / 3 * np.pi * 0.3**3),
     (shapes.prism([(0, 0), (0, 1), (1, 0)], 0.5), 0.25),
     (shapes.box(0.5, 0.3, 0.2, corner=0.001, bevel=0.0005), 0.5 * 0.3 * 0.2),
 ])
@@ -361,8 +366,11 @@ def test_volumes(part, volume):
     assert mesh.is_watertight and mesh.volume == pytest.approx(volume, rel=0.02)
 
 
-def test_texture_moves_with_its_part():
+def test_texture_moves_and_grows_with_its_part():
     part = shapes.box(0.1, 0.1, 0.1).painted(lambda points: points)
+    larger = part.scaled(2)
+    np.testing.assert_allclose(larger.vertices, 2 * part.vertices)
+    np.testing.assert_allclose(larger.colour(larger.vertices), part.vertices)
     placed = part.turned("z", 90).moved(y=0.2)
     turned = part.vertices[:, [1, 0]] * [-1, 1]
     np.testing.assert_allclose(placed.vertices[:, :2], turned + [0, 0.2])

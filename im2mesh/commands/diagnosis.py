@@ -5,18 +5,20 @@ import dataclasses
 import torch
 
 from im2mesh import geometry
-from im2mesh.commands.setup import get_dataset
+from im2mesh.config import method_module
 from im2mesh.errors import InputError
 
 N_VIEWS = 8
 EDGE = 64  # pixels; enough for shares of rays
 
 
-def diagnose(config, device, model, entry, extracted):
+def diagnose(config, device, model, shifts, entry, extracted):
     """Sentences on what is wrong with an extracted mesh; none if nothing is.
 
     Parameters
     ----------
+    shifts : list of Tensors (1, H) or None
+        Latent of the object, from ``model.encode``.
     entry : im2mesh.data.Entry
         The object, whose own views show what the rays find.
     extracted : meshing.ExtractedMesh
@@ -25,12 +27,21 @@ def diagnose(config, device, model, entry, extracted):
     -------
     list of str
     """
-    if not (extracted.is_empty or extracted.touches_cube):
+    # Objects learned by the thousand are often scaled to reach the cube's faces: nothing is wrong.
+    cut_off = extracted.touches_cube and model.encoder is None
+    if not (extracted.is_empty or extracted.fills_cube or cut_off):
         return []
     threshold = config["test"]["threshold"]
     low, high = (float(torch.tensor(logit).sigmoid()) for logit in extracted.logit_range)
     found = f"occupancy lies in [{low:.4g}, {high:.4g}], test.threshold is {threshold:g}"
-    views = _views(config, device, model, entry)
+    views = _views(config, device, model, shifts, entry)
+    if model.encoder is not None:
+        what = "empty: nothing in the cube" if extracted.is_empty else "the whole cube: all of it"
+        return [
+            f"the mesh is {what} is occupied ({found}; {views}). Likely causes: too little "
+            "training, or an input unlike those of the training (background not white, object cut "
+            "off or far from the middle). See the FAQ."
+        ]
     if extracted.is_empty:
         return [
             f"the mesh is empty: nothing in the cube is occupied ({found}; {views}). Likely causes: "
@@ -49,10 +60,11 @@ def diagnose(config, device, model, entry, extracted):
     ]
 
 
-def _views(config, device, model, entry):
+def _views(config, device, model, shifts, entry):
     """What rays through the object's own views find."""
-    dataset = get_dataset(config, "render")
-    images = dataset.fields["img"]
+    if config["data"]["dataset_name"] == "images":
+        return "there are no views to compare with"
+    images = method_module(config).get_data_fields(config, "render")["img"]
     try:
         views = images.views(entry.folder)
         items = [images.load(entry.folder, view) for view in views[:: -(-len(views) // N_VIEWS)]]
@@ -60,6 +72,7 @@ def _views(config, device, model, entry):
             return "no masks or cameras to compare with"
     except InputError as err:
         return f"its views could not be read: {err}"
+    march = dataclasses.replace(model.depth_function, tau=config["test"]["threshold"])
     rays = in_cube = hits = in_mask = both = either = 0
     for item in items:
         matrix = geometry.object_to_image(
@@ -68,22 +81,16 @@ def _views(config, device, model, entry):
         pixels = geometry.pixel_centers(EDGE, EDGE)[None]
         mask = geometry.look_up(item["mask"][None], pixels)[0].to(device)
         origins, directions = (t[0].to(device) for t in geometry.camera_rays(pixels, matrix))
-        hit = None
-        if model.encoder is None:
-            march = dataclasses.replace(model.depth_function, tau=config["test"]["threshold"])
-            hit = march.find_surface(model.logit_field(), origins, directions).hit
+        hit = march.find_surface(model.logit_field(shifts), origins, directions).hit
         _, _, inside = geometry.cube_interval(origins, directions, 0.0)
         rays += len(mask)
         in_mask += int(mask.sum())
         in_cube += int((mask & inside).sum())
-        if hit is not None:
-            hits += int(hit.sum())
-            both += int((hit & mask).sum())
-            either += int((hit | mask).sum())
-    text = (
+        hits += int(hit.sum())
+        both += int((hit & mask).sum())
+        either += int((hit | mask).sum())
+    return (
         f"in {len(items)} views {in_mask / rays:.0%} of the pixels are in the mask, the rays of "
-        f"{in_cube / max(in_mask, 1):.0%} of those meet the cube"
+        f"{in_cube / max(in_mask, 1):.0%} of those meet the cube, {hits / rays:.0%} of all rays "
+        f"hit, mask IoU {both / max(either, 1):.3f}"
     )
-    if model.encoder is None:
-        text += f", {hits / rays:.0%} of all rays hit, mask IoU {both / max(either, 1):.3f}"
-    return text

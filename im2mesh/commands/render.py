@@ -39,6 +39,8 @@ def render(config, device, args):
         )
     if not config["data"]["img_with_camera"]:
         raise InputError("data.img_with_camera is false, but render.py needs the cameras; set true")
+    if config["data"]["dataset_name"] == "images":
+        _require_turntable(options)
     renderer = method_module(config).get_renderer(config, model, device)
     dataset = get_dataset(config, "render")
     folder = output_folder(config, options["render_dir"])
@@ -47,9 +49,9 @@ def render(config, device, args):
         item = dataset[number]
         inputs = item.get("inputs")
         with torch.no_grad():
-            shifts = model.encode(None if inputs is None else inputs[None].to(device))
+            shifts = model.encode(None if inputs is None else inputs[None])
         frames = {kind: [] for kind in kinds}
-        images = dataset.fields["img"]
+        images = dataset.fields.get("img")
         size = options["resolution"] or item["img"].shape[:2]
         bounds = renderer.bounds(shifts)
         ball = bounds.ball(model.depth_function.logit_threshold) if bounds else WHOLE_CUBE
@@ -89,15 +91,23 @@ def render(config, device, args):
     return 0
 
 
+def _require_turntable(options):
+    if options["trajectory"] != "turntable" or options["resolution"] is None:
+        raise InputError(
+            "data.dataset_name: a folder of images has no cameras; set rendering.trajectory: "
+            "turntable and rendering.resolution: [height, width]"
+        )
+
+
 def _cameras(options, images, entry, size, ball):
-    """The cameras to render an object from.
+    """The cameras to render an object from; ``images`` is None where there are none.
 
     Returns
     -------
     list of (name, object_to_image (4, 4), number of the true view or None)
     """
-    views = images.views(entry.folder)
-    first, count = options["n_start_view"], options["n_views"]
+    first, count, axis = (options[k] for k in ("n_start_view", "n_views", "turntable_axis"))
+    views = [] if images is None else images.views(entry.folder)
     if options["trajectory"] == "dataset":
         if first >= len(views):
             raise InputError(
@@ -106,15 +116,19 @@ def _cameras(options, images, entry, size, ball):
             )
         chosen = views[first : first + count] if count else views[first:]
         return [(f"{view:03d}", _matrix(entry, view), view) for view in chosen]
-    matrices = torch.stack([_matrix(entry, view) for view in views])
-    axis = options["turntable_axis"]
-    centers, _ = geometry.camera_rays(torch.zeros(len(views), 1, 2, dtype=torch.float64), matrices)
+    up, start = (0.0, 1.0, 0.0), None  # of the canonical pose of ShapeNet's objects
+    if views:
+        matrices = torch.stack([_matrix(entry, view) for view in views])
+        centers, _ = geometry.camera_rays(
+            torch.zeros(len(views), 1, 2, dtype=torch.float64), matrices
+        )
+        up, start = up_axis(matrices), centers[0, 0]
     frames = turntable(
         count or TURNTABLE_FRAMES,
         *size,
         options["turntable_elevation"],
-        up_axis(matrices) if axis is None else axis,
-        centers[0, 0],
+        up if axis is None else axis,
+        start,
         *ball,
     )
     return [(f"{frame:03d}", matrix, None) for frame, matrix in enumerate(frames)]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from im2mesh import checkpoints
 from im2mesh.config import method_module
-from im2mesh.data import MultiObjectDataset, PointCloudField
+from im2mesh.data import ImageFolderDataset, MultiObjectDataset, PointCloudField
 from im2mesh.errors import InputError
 
 log = logging.getLogger("im2mesh")
@@ -13,7 +13,7 @@ log = logging.getLogger("im2mesh")
 SPLIT_KEYS = {"train": "train_split", "val": "val_split"}  # all else looks at the test split
 
 
-def get_dataset(config, mode, cache=None):
+def get_dataset(config, mode, cache=None, split=None):
     """The dataset of a config.
 
     Parameters
@@ -24,19 +24,28 @@ def get_dataset(config, mode, cache=None):
     cache : dict, optional
         What training and validation read once, where ``data.cache_fields`` is on. They read the
         same files alike and may share it.
+    split : {"train", "val", "test"}, optional
+        Another split than the one that ``mode`` looks at.
 
     Returns
     -------
-    MultiObjectDataset
+    MultiObjectDataset or ImageFolderDataset
 
     Raises
     ------
     InputError
-        When the data cannot be found.
+        When the data cannot be found, or are mere images and something else is wanted than
+        reconstruction.
     """
     data = config["data"]
     if data["dataset_name"] == "images":
-        raise InputError("data.dataset_name: images is not available; use DTU, Shapes3D or NMR")
+        if mode not in ("test", "render") or data["input_type"] != "image":
+            raise InputError(
+                "data.dataset_name: a folder of images has no cameras, masks or point clouds. It "
+                "serves generate.py, and render.py with a turntable, with an encoder of images "
+                "(data.input_type: image) only"
+            )
+        return ImageFolderDataset(data["path"], data["img_size_input"], data["remove_background"])
     learns = mode in SPLIT_KEYS
     if mode == "eval":
         fields = {"pointcloud": PointCloudField(data["pointcloud_chamfer_file"])}
@@ -45,24 +54,33 @@ def get_dataset(config, mode, cache=None):
     return MultiObjectDataset(
         data["path"],
         fields,
-        split=data[SPLIT_KEYS.get(mode, "test_split")],
+        split=data[SPLIT_KEYS.get(split or mode, "test_split")],
         classes=data["classes"],
         split_model_for_images=learns and data["split_model_for_images"],
+        number_inputs=data["input_type"] == "idx",
         skip_unreadable=learns and data["skip_unreadable"],
         cache=cache if learns and data["cache_fields"] else None,
         seed=config["training"]["seed"],
     )
 
 
+def get_model(config, device):
+    """The untrained model of a config; with inputs by number, it knows the training objects."""
+    n_objects = None
+    if config["data"]["input_type"] == "idx":
+        n_objects = get_dataset(config, "train").n_objects
+    return method_module(config).get_model(config, device, n_objects)
+
+
 def load_trained_model(config, device):
-    """The model of a config with the weights of ``test.model_file``.
+    """The model of a config with the weights of ``test.model_file``, ready for use.
 
     Raises
     ------
     InputError
         When there is no such checkpoint, or it does not fit: never an untrained model.
     """
-    model = method_module(config).get_model(config, device)
+    model = get_model(config, device)
     path = checkpoints.locate(config["test"]["model_file"], config["training"]["out_dir"])
     if not path.exists():
         others = sorted(other.name for other in path.parent.glob("model*.pt"))
@@ -75,7 +93,7 @@ def load_trained_model(config, device):
     state = checkpoints.load(path, device)
     checkpoints.load_model(model, state, path)
     log.info("model: %s (iteration %s)", path, state.get("it", "unknown"))
-    return model
+    return model.eval()
 
 
 def output_folder(config, *parts):

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from im2mesh import checkpoints
 from im2mesh.commands.board import Board
-from im2mesh.commands.setup import get_dataset, output_folder
+from im2mesh.commands.setup import get_dataset, get_model, output_folder
 from im2mesh.commands.visualize import Visualizer
 from im2mesh.config import method_module, save_config
 from im2mesh.data import make_loader
@@ -56,7 +56,9 @@ class Run:
         self.out_dir = output_folder(config)
         method = method_module(config)
         torch.manual_seed(self.options["seed"])  # the initial weights
-        self.model = method.get_model(config, device)
+        self.model = get_model(config, device)
+        if not self.checkpoint.exists():
+            self.model.load_start_weights()
         self.optimizer = method.get_optimizer(config, self.model)
         self.trainer = method.get_trainer(config, self.model, self.optimizer, device)
         _check_metric(self.options["model_selection_metric"], self.trainer.metrics)

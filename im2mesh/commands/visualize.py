@@ -28,7 +28,6 @@ class Visualizer:
         self.folder = output_folder(config, "vis")
         self.overwrite = config["training"]["overwrite_visualization"]
         self.model = model
-        self.device = device
         self.dataset = dataset
         self.board = board
         # A look every few thousand iterations: 64^3 cells and 128 steps, unrefined.
@@ -42,15 +41,15 @@ class Visualizer:
 
     def show(self, iteration):
         """Render and extract the fixed items with the present weights."""
+        self.model.eval()  # a training step sets it back
         suffix = "" if self.overwrite else f"_{iteration}"
         n_items = min(N_ITEMS, len(self.dataset))
         seen = set()
         for number in range(n_items):
             index = number * len(self.dataset) // n_items
             batch = collate([self.dataset[index]])
-            inputs = batch.get("inputs")
             with torch.no_grad():
-                shifts = self.model.encode(None if inputs is None else inputs.to(self.device))
+                shifts = self.model.encode(batch.get("inputs"))
             panel = self._panel(batch, shifts)
             self.board.image(f"view_{number}", panel, iteration)
             with atomic_path(self.folder / f"view_{number}{suffix}.png") as path:

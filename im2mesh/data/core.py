@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 import yaml
 from torch.utils.data import Dataset
 
@@ -14,15 +15,18 @@ from im2mesh.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+SOURCES = ("img", "inputs")  # fields that have views; the others go by the view of img
+
 
 @dataclass(frozen=True)
 class Entry:
-    """One item of a dataset: an object, or one view of it."""
+    """One item of a dataset: an object, or one view of it; ``number`` counts the objects."""
 
     category: str
     category_index: int
     model: str
     folder: Path
+    number: int
     view: int | None = None
 
     @property
@@ -41,7 +45,8 @@ class MultiObjectDataset(Dataset):
     root : str or Path
         The folder of classes (key ``data.path``).
     fields : dict of str to field
-        See ``im2mesh.data.fields``. The field ``img`` decides on the view of an item.
+        See ``im2mesh.data.fields``. The field ``img`` decides on the view of an item; the field
+        ``inputs`` has a view of its own.
     split : str, optional
         Objects are the lines of ``<root>/<class>/<split>.lst``; all sub-folders of the class
         when None or when there is no such file.
@@ -49,6 +54,8 @@ class MultiObjectDataset(Dataset):
         All sub-folders of ``root`` when None.
     split_model_for_images : bool
         Each view is an item of its own.
+    number_inputs : bool
+        Give each item the key ``inputs``: the number of its object, an int64 scalar.
     skip_unreadable : bool
         Objects that cannot be read are left out with a warning (by the scan here, by the loader
         later on) instead of ending the program.
@@ -60,6 +67,8 @@ class MultiObjectDataset(Dataset):
     Attributes
     ----------
     entries : list of Entry
+    n_objects : int
+        With those that were found but left out as unreadable.
     class_names : dict of str to str
         Readable names of the classes from ``<root>/metadata.yaml``; else the folder name.
 
@@ -77,12 +86,14 @@ class MultiObjectDataset(Dataset):
         split=None,
         classes=None,
         split_model_for_images=False,
+        number_inputs=False,
         skip_unreadable=False,
         cache=None,
         seed=0,
     ):
         self.root = Path(root)
         self.fields = fields
+        self.number_inputs = number_inputs
         self.skip_unreadable = skip_unreadable
         self.cache = cache
         self.seed = seed
@@ -91,11 +102,12 @@ class MultiObjectDataset(Dataset):
                 f"data.path: there is no folder {self.root}. The section 'Data' of the README "
                 "tells how to get the data; then set data.path"
             )
-        self.entries = []
+        self.entries, self.n_objects = [], 0
         classes = self._find_classes(classes)
         for index, category in enumerate(classes):
             for model, folder in self._find_models(category, split):
-                entry = Entry(category, index, model, folder)
+                entry = Entry(category, index, model, folder, self.n_objects)
+                self.n_objects += 1
                 self.entries += self._split(entry) if split_model_for_images else [entry]
         if not self.entries:
             raise InputError(f"data.path: no readable object in {self.root}")
@@ -107,12 +119,20 @@ class MultiObjectDataset(Dataset):
     def __getitem__(self, key):
         """The item of an index (epoch 0) or of a ``Draw(index, epoch)``."""
         index, epoch = key if isinstance(key, Draw) else (key, 0)
-        entry = self.entries[index]
-        if entry.view is None and "img" in self.fields:
-            views = self._views(entry)
-            rng = np.random.default_rng((self.seed, epoch, index))
-            entry = replace(entry, view=views[rng.integers(len(views))])
-        return {**self._load(entry), "idx": index}
+        views = {source: self._draw_view(source, index, epoch) for source in SOURCES}
+        item = {"idx": index}
+        if self.number_inputs:
+            item["inputs"] = torch.tensor(self.entries[index].number)
+        for name in self.fields:
+            item |= self._load(self.entries[index], name, views[_source(name)])
+        return item
+
+    def input_files(self, index):
+        """The image files that the encoder sees of an item (in epoch 0); none without any."""
+        if "inputs" not in self.fields:
+            return []
+        view = self._draw_view("inputs", index, epoch=0)
+        return [self.fields["inputs"].images(self.entries[index].folder)[view]]
 
     def preload(self):
         """Read everything that can be drawn into the cache.
@@ -121,30 +141,38 @@ class MultiObjectDataset(Dataset):
         """
         for entry in self.entries:
             try:
-                whole = entry.view is None and "img" in self.fields
-                for view in self._views(entry) if whole else [entry.view]:
-                    self._load(replace(entry, view=view))
+                for name in self.fields:
+                    for view in self._views(_source(name), entry):
+                        self._load(entry, name, view)
             except InputError:
                 if not self.skip_unreadable:  # else the loader reports it when it is drawn
                     raise
 
-    def _load(self, entry):
-        place = entry.folder, entry.view
+    def _load(self, entry, name, view):
+        """What one field gives to an item."""
+        place = name, entry.folder, view
         if self.cache is not None and place in self.cache:
             return self.cache[place]
-        item = {}
-        for name, field in self.fields.items():
-            with _naming(entry, name):
-                values = field.load(entry.folder, entry.view)
-            item |= {f"{name}.{key}" if key else name: value for key, value in values.items()}
+        with _naming(entry, name):
+            values = self.fields[name].load(entry.folder, view)
+        values = {f"{name}.{key}" if key else name: value for key, value in values.items()}
         if self.cache is not None:
-            self.cache[place] = item
-        return item
+            self.cache[place] = values
+        return values
 
-    def _views(self, entry):
-        """The views an item of the whole object is drawn from."""
-        images = self.fields["img"]
-        with _naming(entry, "img"):
+    def _draw_view(self, source, index, epoch):
+        views = self._views(source, self.entries[index])
+        rng = np.random.default_rng((self.seed, epoch, index, SOURCES.index(source)))
+        return views[rng.integers(len(views))]
+
+    def _views(self, source, entry):
+        """The views that a source is drawn from; [None] where the dataset does not have it."""
+        if source == "img" and entry.view is not None:
+            return [entry.view]
+        if source not in self.fields:
+            return [None]
+        images = self.fields[source]
+        with _naming(entry, source):
             views = images.views(entry.folder)
         return views if images.random_view else views[:1]
 
@@ -207,6 +235,11 @@ class MultiObjectDataset(Dataset):
         except (yaml.YAMLError, AttributeError) as err:
             cause = " ".join(str(err).split())
             raise InputError(f"{path}: not of the form {{class: {{id, name}}}} ({cause})") from err
+
+
+def _source(name):
+    """The field whose view a field goes by."""
+    return name if name in SOURCES else "img"
 
 
 def _subfolders(folder):

@@ -2,18 +2,23 @@
 
 A field has ``load(folder, view) -> dict``, a pure function of the files, so its results can be
 cached. ``view`` is the view of the item (index in the unfiltered list of images; None where the
-dataset has no images). The dataset prefixes the keys with the field's name: ``mask`` of the
-field ``img`` becomes ``img.mask``, the key ``""`` becomes ``img``.
+dataset has no images). Fields of images have ``views(folder)`` as well, which the view is chosen
+from. The dataset prefixes the keys with the field's name: ``mask`` of the field ``img`` becomes
+``img.mask``, the key ``""`` becomes ``img``.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from im2mesh.data.images import (
+    fit_square,
     read_depth,
+    read_input,
     read_mask,
     read_npz,
     read_rgb,
@@ -24,50 +29,29 @@ from im2mesh.errors import InputError
 
 
 @dataclass(frozen=True)
-class ImagesField:
-    """The posed views of an object: image, mask, depth maps and camera.
-
-    ``load`` gives ``""`` uint8 (H, W, 3), ``mask`` bool (H, W), ``depth`` and
-    ``visual_hull_depth`` float32 (H, W) (camera z, +inf = no surface), ``world_mat``,
-    ``camera_mat``, ``scale_mat`` float64 (4, 4), ``view`` int.
-
-    Files of a folder, sorted by name, are the views 0, 1, ...; the file of view i is the i-th one
-    in every folder, whatever its name.
+class _Views:
+    """Images in a folder of each object: sorted by name they are its views 0, 1, ...
 
     Parameters
     ----------
-    mask_folder, depth_folder, visual_hull_depth_folder : str, optional
-        None: not read.
     n_views : int
         Above 0: only the first so many of the views that ``ignore_image_idx`` leaves.
     random_view : bool
         An item that does not name a view gets a random one instead of the first.
-    img_size : int or (height, width), optional
-        Resize everything; cameras hold for any size.
     """
 
-    img_folder: str = "image"
-    img_extension: str = "png"
-    mask_folder: str | None = "mask"
-    mask_extension: str = "png"
-    depth_folder: str | None = None
-    visual_hull_depth_folder: str | None = None
-    depth_extension: str = "exr"
-    with_camera: bool = True
+    img_folder: str
+    img_extension: str
     n_views: int = 0
     ignore_image_idx: Sequence[int] = ()
     random_view: bool = False
-    img_size: int | Sequence[int] | None = None
 
-    def __post_init__(self):
-        size = self._target_size()
-        if size is not None and not (
-            len(size) == 2 and all(isinstance(pixels, int) and pixels >= 2 for pixels in size)
-        ):
-            raise InputError(
-                f"data.img_size: {self.img_size} is neither null, nor a number of pixels, "
-                "nor [height, width], each 2 or more"
-            )
+    key_suffix: ClassVar[str] = ""  # of the config keys that stand for these images
+
+    def images(self, folder):
+        """The image files of an object, all views in order."""
+        keys = f"data.img_folder{self.key_suffix} and data.img_extension{self.key_suffix}"
+        return _files(folder / self.img_folder, self.img_extension, keys)
 
     def views(self, folder):
         """Indices, in the unfiltered list, of the views in use; at least one."""
@@ -80,10 +64,51 @@ class ImagesField:
             )
         if self.n_views > len(views):
             raise InputError(
-                f"{folder / self.img_folder}: data.n_views is {self.n_views}, but there are "
-                f"{len(views)} images in use; 0 takes them all"
+                f"{folder / self.img_folder}: data.n_views{self.key_suffix} is {self.n_views}, "
+                f"but there are {len(views)} images in use; 0 takes them all"
             )
         return views[: self.n_views] if self.n_views > 0 else views
+
+
+@dataclass(frozen=True)
+class ImagesField(_Views):
+    """The posed views of an object: image, mask, depth maps and camera.
+
+    ``load`` gives ``""`` uint8 (H, W, 3), ``mask`` bool (H, W), ``depth`` and
+    ``visual_hull_depth`` float32 (H, W) (camera z, +inf = no surface), ``world_mat``,
+    ``camera_mat``, ``scale_mat`` float64 (4, 4), ``view`` int.
+
+    The file of view i is the i-th one in every folder, whatever its name.
+
+    Parameters
+    ----------
+    mask_folder, depth_folder, visual_hull_depth_folder : str, optional
+        None: not read.
+    n_views, random_view
+        See ``_Views``.
+    img_size : int or (height, width), optional
+        Resize everything; cameras hold for any size.
+    """
+
+    img_folder: str = "image"
+    img_extension: str = "png"
+    mask_folder: str | None = "mask"
+    mask_extension: str = "png"
+    depth_folder: str | None = None
+    visual_hull_depth_folder: str | None = None
+    depth_extension: str = "exr"
+    with_camera: bool = True
+    img_size: int | Sequence[int] | None = None
+
+    def __post_init__(self):
+        size = self._target_size()
+        if size is not None and not (
+            len(size) == 2 and all(isinstance(pixels, int) and pixels >= 2 for pixels in size)
+        ):
+            raise InputError(
+                f"data.img_size: {self.img_size} is neither null, nor a number of pixels, "
+                "nor [height, width], each 2 or more"
+            )
 
     def load(self, folder, view):
         images = self.images(folder)
@@ -116,11 +141,6 @@ class ImagesField:
             return self.img_size
         return self.img_size, self.img_size
 
-    def images(self, folder):
-        """The image files of an object, all views in order."""
-        keys = "data.img_folder and data.img_extension"
-        return _files(folder / self.img_folder, self.img_extension, keys)
-
     def _maps(self, folder, kind, n_images):
         """The files of ``kind``: mask, depth or visual_hull_depth; one for each image."""
         kind_of_file = "mask" if kind == "mask" else "depth"
@@ -144,6 +164,38 @@ class ImagesField:
                 f"{folder / self.mask_folder}: the masks of all views in use are empty; "
                 "the object must be above 0"
             )
+
+
+@dataclass(frozen=True)
+class InputImagesField(_Views):
+    """The images that the encoder reconstructs an object from, one of them for each item.
+
+    ``load`` gives ``""`` uint8 (3, h, w), on white, with h = w = ``img_size`` (None: as stored).
+
+    Parameters
+    ----------
+    n_views, random_view
+        See ``_Views``.
+    remove_background : bool
+        See ``im2mesh.data.images.read_input``.
+    """
+
+    img_folder: str = "img_choy2016"
+    img_extension: str = "jpg"
+    img_size: int | None = 224
+    remove_background: bool = False
+
+    key_suffix: ClassVar[str] = "_input"
+
+    def load(self, folder, view):
+        pixels = read_input(self.images(folder)[view], self.remove_background)
+        return {"": input_tensor(pixels, self.img_size)}
+
+
+def input_tensor(image, size=None):
+    """An input image, (H, W, 3) uint8, as the encoder takes it: uint8 (3, size, size)."""
+    pixels = image if size is None else fit_square(image, size)
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 @dataclass(frozen=True)
@@ -219,10 +271,11 @@ def _files(folder, extension, keys):
     """The files with that extension, sorted by name; at least one."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder (see {keys})")
-    files = [path for path in folder.glob(f"*.{extension}") if not path.name.startswith(".")]
+    names = [name for name in os.listdir(folder) if name.endswith(f".{extension}")]
+    files = [folder / name for name in sorted(names) if not name.startswith(".")]
     if not files:
         raise InputError(f"{folder}: no *.{extension} files (see {keys})")
-    return sorted(files)
+    return files
 
 
 def _vectors(path, name, array):

@@ -13,9 +13,13 @@ from pathlib import Path
 import Imath
 import numpy as np
 import OpenEXR
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
+from scipy import ndimage
 
 from im2mesh.errors import InputError
+
+WHITE = 240  # of 255: white as a JPEG or a scanner may leave it
+BACKGROUND_TOLERANCE = 30  # of 255: how far a background may be from its own colour
 
 
 @contextlib.contextmanager
@@ -31,6 +35,8 @@ def _decoding(path, kind):
         if not data:
             raise ValueError("the file is empty")
         yield io.BytesIO(data)
+    except Image.DecompressionBombError as err:
+        raise InputError(f"{path}: too large an image, make it smaller ({err})") from err
     except Exception as err:  # decoders answer broken bytes with a zoo of exception types
         cause = " ".join(str(err).split()) or type(err).__name__
         raise InputError(
@@ -38,11 +44,25 @@ def _decoding(path, kind):
         ) from err
 
 
-def _read_image(path):
+def _read_image(path, upright=False):
     with _decoding(path, "image") as stream:
-        image = Image.open(stream)
+        try:
+            image = Image.open(stream)
+        except UnidentifiedImageError:  # its text is the address of the stream
+            raise ValueError("no known image format") from None
         image.load()  # Pillow is lazy: only this finds a truncated file
-    return image
+        return ImageOps.exif_transpose(image) if upright else image
+
+
+def _on_white(image):
+    """A Pillow image of any mode as one of mode RGB."""
+    if image.mode.startswith("I"):
+        grey = np.clip(np.asarray(image) / 257.0, 0, 255)
+        image = Image.fromarray(grey.round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def read_rgb(path):
@@ -54,14 +74,68 @@ def read_rgb(path):
     -------
     uint8 array (H, W, 3)
     """
-    image = _read_image(path)
-    if image.mode.startswith("I"):
-        grey = np.clip(np.asarray(image) / 257.0, 0, 255)
-        return np.repeat(grey.round().astype(np.uint8)[..., None], 3, axis=2)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image.convert("RGB"))
+    return np.array(_on_white(_read_image(path)))
+
+
+def read_input(path, remove_background=False):
+    """Read an image for the encoder: as ``read_rgb``, and turned upright by its EXIF data.
+
+    Parameters
+    ----------
+    remove_background : bool
+        Make the background white, see ``plain_background``. An image with transparent parts tells
+        its background by them and is left as it is.
+
+    Returns
+    -------
+    uint8 array (H, W, 3)
+
+    Raises
+    ------
+    InputError
+        Also when removing the background would leave nothing.
+    """
+    image = _read_image(path, upright=True)
+    pixels = np.array(_on_white(image))
+    if not remove_background or _is_transparent(image):
+        return pixels
+    background = plain_background(pixels)
+    if background.all():
+        raise InputError(
+            f"{path}: nothing would be left without the background, the image is all of one "
+            "colour; see data.remove_background"
+        )
+    pixels[background] = 255
+    return pixels
+
+
+def _is_transparent(image):
+    """Whether a Pillow image has transparent pixels, not just an alpha channel."""
+    return image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255
+
+
+def plain_background(image):
+    """Where an image (H, W, 3) uint8 shows a background of one colour, by flood fill.
+
+    Returns
+    -------
+    bool array (H, W)
+        The regions at the border whose channels all differ by at most ``BACKGROUND_TOLERANCE``
+        from the median of the border.
+    """
+    color = np.median(_border(image), axis=0).astype(np.int16)
+    alike = (np.abs(image - color) <= BACKGROUND_TOLERANCE).all(axis=2)
+    regions, _ = ndimage.label(alike)
+    return alike & np.isin(regions, _border(regions))
+
+
+def white_border_share(image):
+    """How much of the border of an image (H, W, 3) uint8 is white, from 0 to 1."""
+    return (_border(image) >= WHITE).all(axis=1).mean()
+
+
+def _border(array):
+    return np.concatenate([array[0], array[-1], array[:, 0], array[:, -1]])
 
 
 def read_mask(path):
@@ -161,6 +235,22 @@ def resize_rgb(image, size):
     left, top = margin + 0.5 - step_x / 2, margin + 0.5 - step_y / 2
     box = (left, top, left + w * step_x, top + h * step_y)
     return np.array(Image.fromarray(padded).resize((w, h), Image.Resampling.BILINEAR, box))
+
+
+def fit_square(image, size):
+    """Resize an image, (H, W, 3) uint8 -> (size, size, 3) uint8, for the encoder.
+
+    Its proportions stay, white fills the rest. A triangle filter averages when shrinking. Unlike
+    in ``resize_rgb`` the edges of the image, not the centres of the border pixels, keep their
+    place: no camera depends on it.
+    """
+    height, width = image.shape[:2]
+    scale = size / max(height, width)
+    w, h = max(1, round(scale * width)), max(1, round(scale * height))
+    square = Image.new("RGB", (size, size), "white")
+    resized = Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR)
+    square.paste(resized, ((size - w) // 2, (size - h) // 2))
+    return np.array(square)
 
 
 def resize_nearest(values, size):

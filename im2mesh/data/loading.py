@@ -89,7 +89,8 @@ def _join(key, values):
     if len(shapes) > 1:
         raise InputError(
             f"a batch cannot hold '{key}' of different shapes ({', '.join(map(str, shapes))}): "
-            "set data.img_size for images of one size, or a batch size of 1"
+            f"set data.img_size{'_input' if key == 'inputs' else ''} for images of one size, or "
+            "a batch size of 1"
         )
     return values if key in IMAGES else torch.stack(values)
 

@@ -2,19 +2,27 @@
 
 import difflib
 import inspect
+from functools import partial
+from types import UnionType
 
 import torch
+from torch import nn
 
-from im2mesh.data import ImagesField, SparseDepthField
+from im2mesh.data import ImagesField, InputImagesField, SparseDepthField
 from im2mesh.dvr.decoder import Decoder
 from im2mesh.dvr.generation import Generator
 from im2mesh.dvr.model import DVR
 from im2mesh.dvr.raymarch import DepthFunction
 from im2mesh.dvr.rendering import Renderer
 from im2mesh.dvr.training import LossOptions, Trainer
+from im2mesh.encoder import ConvEncoder, ResnetEncoder
 from im2mesh.errors import InputError
 
 DECODERS = {"simple": Decoder}
+IMAGE_ENCODERS = {
+    **{f"resnet{depth}": partial(ResnetEncoder, depth) for depth in (18, 34, 50, 101)},
+    "simple_conv": ConvEncoder,
+}
 LOSS_TERMS = {  # term of the loss: key of its weight in the section model
     "rgb": "lambda_rgb",
     "image_gradients": "lambda_image_gradients",
@@ -26,28 +34,25 @@ LOSS_TERMS = {  # term of the loss: key of its weight in the section model
 }
 
 
-def get_model(config, device="cpu"):
+def get_model(config, device="cpu", n_objects=None):
     """The untrained model of a config.
+
+    Parameters
+    ----------
+    n_objects : int
+        Number of training objects, for the encoder idx only.
 
     Raises
     ------
     InputError
-        For an unknown decoder or encoder, or arguments that they do not take.
+        For an unknown decoder or encoder, arguments that they do not take, and an encoder that
+        does not go with the data or ``c_dim``.
     """
     keys, data = config["model"], config["data"]
     if keys["decoder"] not in DECODERS:
         raise InputError(
             f"model.decoder: unknown decoder {keys['decoder']!r}; known: {', '.join(DECODERS)}"
         )
-    if keys["encoder"] is not None:
-        raise InputError(
-            f"model.encoder: {keys['encoder']!r} is not available; use encoder: null and c_dim: 0 "
-            "(one object, many views)"
-        )
-    if keys["encoder_kwargs"]:
-        raise InputError("model.encoder_kwargs: there is no encoder to take them; set {}")
-    if keys["c_dim"] != 0:
-        raise InputError(f"model.c_dim is {keys['c_dim']}, but without an encoder it must be 0")
     decoder = _construct(
         DECODERS[keys["decoder"]], "model.decoder_kwargs", keys["decoder_kwargs"],
         dim=data["dim"], c_dim=keys["c_dim"],
@@ -61,7 +66,45 @@ def get_model(config, device="cpu"):
             **keys["depth_function_kwargs"],
         },
     )
-    return DVR(decoder, None, depth_function).to(device)
+    return DVR(decoder, _encoder(keys, data, n_objects), depth_function).to(device)
+
+
+def _encoder(keys, data, n_objects):
+    """The encoder of the section model, or None."""
+    name, c_dim, given = keys["encoder"], keys["c_dim"], data["input_type"]
+    if name not in (*IMAGE_ENCODERS, "idx", None):
+        known = ", ".join(IMAGE_ENCODERS)
+        raise InputError(f"model.encoder: unknown encoder {name!r}; known: {known}, idx, null")
+    wanted = "image" if name in IMAGE_ENCODERS else name
+    if given != wanted:
+        raise InputError(
+            f"data.input_type is {given or 'null'}, but model.encoder {name or 'null'} needs "
+            f"{wanted or 'null'}"
+        )
+    if name is None and c_dim != 0:
+        raise InputError(f"model.c_dim is {c_dim}, but without an encoder it must be 0")
+    if name is not None and c_dim == 0:
+        raise InputError(f"model.c_dim is 0: no latent code for model.encoder {name} to give")
+    if name in IMAGE_ENCODERS:
+        encoder, size = IMAGE_ENCODERS[name], data["img_size_input"]
+        encoder = _construct(encoder, "model.encoder_kwargs", keys["encoder_kwargs"], c_dim=c_dim)
+        if size is not None and size < encoder.min_size:
+            raise InputError(
+                f"data.img_size_input is {size}, but model.encoder {name} needs at least "
+                f"{encoder.min_size}"
+            )
+        return encoder
+    if keys["encoder_kwargs"]:
+        raise InputError(f"model.encoder_kwargs: the encoder {name or 'null'} takes none; set {{}}")
+    if name is None:
+        return None
+    for split in ("val_split", "test_split"):
+        if data[split] != data["train_split"]:
+            raise InputError(
+                f"data.{split} is {data[split]}, but model.encoder idx knows the objects of "
+                f"data.train_split only; set both to {data['train_split'] or 'null'}"
+            )
+    return nn.Embedding(n_objects, c_dim)
 
 
 def get_data_fields(config, mode):
@@ -70,7 +113,7 @@ def get_data_fields(config, mode):
     Parameters
     ----------
     mode : {"train", "val", "test", "render"}
-        Training, validation, reconstruction (cameras and pictures are not needed), or
+        Training, validation, reconstruction (of the images only the encoder's are needed), or
         comparison with the true views.
 
     Returns
@@ -78,29 +121,40 @@ def get_data_fields(config, mode):
     dict of str to field
     """
     data, model = config["data"], config["model"]
-    if mode == "test":
-        return {}
-    learns = mode in ("train", "val")
-    fields = {
-        "img": ImagesField(
-            img_folder=data["img_folder"],
-            img_extension=data["img_extension"],
-            mask_folder=data["mask_folder"] if data["img_with_mask"] else None,
-            mask_extension=data["mask_extension"],
-            depth_folder=data["depth_folder"] if learns and model["lambda_depth"] else None,
-            visual_hull_depth_folder=(
-                data["visual_hull_depth_folder"]
-                if learns and data["depth_from_visual_hull"]
-                else None
-            ),
-            depth_extension=data["depth_extension"],
-            with_camera=data["img_with_camera"],
-            n_views=data["n_views"],
+    # As published: the views of NMR are random in validation and test, too.
+    random_view = mode == "train" or data["dataset_name"] == "NMR"
+    fields = {}
+    if data["input_type"] == "image":
+        fields["inputs"] = InputImagesField(
+            img_folder=data["img_folder_input"],
+            img_extension=data["img_extension_input"],
+            n_views=data["n_views_input"],
             ignore_image_idx=data["ignore_image_idx"],
-            random_view=mode == "train" or (mode == "val" and data["dataset_name"] == "NMR"),
-            img_size=data["img_size"],
+            random_view=random_view,
+            img_size=data["img_size_input"],
+            remove_background=data["remove_background"],
         )
-    }
+    if mode == "test":
+        return fields
+    learns = mode in ("train", "val")
+    fields["img"] = ImagesField(
+        img_folder=data["img_folder"],
+        img_extension=data["img_extension"],
+        mask_folder=data["mask_folder"] if data["img_with_mask"] else None,
+        mask_extension=data["mask_extension"],
+        depth_folder=data["depth_folder"] if learns and model["lambda_depth"] else None,
+        visual_hull_depth_folder=(
+            data["visual_hull_depth_folder"]
+            if learns and data["depth_from_visual_hull"]
+            else None
+        ),
+        depth_extension=data["depth_extension"],
+        with_camera=data["img_with_camera"],
+        n_views=data["n_views"],
+        ignore_image_idx=data["ignore_image_idx"],
+        random_view=random_view,
+        img_size=data["img_size"],
+    )
     if learns and model["lambda_sparse_depth"]:
         fields["sparse_depth"] = SparseDepthField()
     if learns:
@@ -166,19 +220,23 @@ def get_renderer(config, model, device):
 def _construct(cls, key, arguments, **fixed):
     """``cls(**arguments, **fixed)``, with errors that name the config key."""
     accepted = {
-        name: parameter.default
+        name: parameter
         for name, parameter in inspect.signature(cls).parameters.items()
         if name not in fixed
     }
     for name, value in arguments.items():
         if name not in accepted:
             near = difflib.get_close_matches(name, accepted, n=1)
-            advice = f"did you mean {near[0]}?" if near else f"known: {', '.join(accepted)}"
+            known = f"known: {', '.join(accepted)}" if accepted else "it takes none"
+            advice = f"did you mean {near[0]}?" if near else known
             raise InputError(f"{key}: unknown argument {name}; {advice}")
-        default = accepted[name]
+        default, annotation = accepted[name].default, accepted[name].annotation
         fits = {tuple: list, float: (int, float)}.get(type(default), type(default))
-        if not isinstance(value, fits) or isinstance(value, bool) != isinstance(default, bool):
-            wanted = "a list" if isinstance(default, tuple) else type(default).__name__
+        wanted = "a list" if isinstance(default, tuple) else type(default).__name__
+        if isinstance(annotation, UnionType):  # more than the default tells
+            fits = wanted = annotation
+        stray_flag = isinstance(value, bool) and not isinstance(default, bool)
+        if stray_flag or not isinstance(value, fits):
             raise InputError(f"{key}.{name} must be {wanted} (default {default}), not {value!r}")
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
     try:

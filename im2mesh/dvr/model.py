@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from im2mesh.dvr.raymarch import DepthFunction
+from im2mesh.encoder import ResnetEncoder
 
 
 class DVR(nn.Module):
@@ -26,11 +27,35 @@ class DVR(nn.Module):
     def encode(self, inputs):
         """Latent shifts of the decoder's blocks for a batch of inputs.
 
+        Parameters
+        ----------
+        inputs : Tensor or None
+            The batch's ``inputs``, on any device: images uint8 (B, 3, h, w), or numbers of
+            training objects int64 (B,); None without an encoder.
+
         Returns
         -------
         list of Tensors (B, H), or None without an encoder
+            Differentiable with respect to the weights.
         """
-        return None if self.encoder is None else self.decoder.condition(self.encoder(inputs))
+        if self.encoder is None:
+            return None
+        weight = self.decoder.fc_p.weight
+        inputs = inputs.to(weight.device)
+        if inputs.dtype == torch.uint8:
+            inputs = inputs.to(weight.dtype) / 255
+        return self.decoder.condition(self.encoder(inputs))
+
+    def load_start_weights(self):
+        """Put in the weights that training from scratch starts from and that are not random.
+
+        Raises
+        ------
+        InputError
+            When they cannot be had; see :meth:`ResnetEncoder.load_pretrained`.
+        """
+        if isinstance(self.encoder, ResnetEncoder):
+            self.encoder.load_pretrained()
 
     def logit_field(self, shifts=None, objects=None):
         """Occupancy logits as a function (points (M, 3), rays (M,)) -> (M,).

@@ -143,7 +143,8 @@ class Trainer:
         rays = self._sample(batch, self.options.n_training_points, generator)
         wanted = {name for name, weight in self.options.weights.items() if weight != 0}
         bounds = self._bounds(iteration)
-        values, hit = self._terms(rays, self._encode(batch), wanted, steps, generator, bounds)
+        shifts = self.model.encode(batch.get("inputs"))
+        values, hit = self._terms(rays, shifts, wanted, steps, generator, bounds)
         terms = self._reduced(values, len(batch["img"]))
         loss = self._weighted(terms)
         if not torch.isfinite(loss):
@@ -201,9 +202,8 @@ class Trainer:
             generator = self._generator(1, i)
             rays = self._sample(batch, self.options.n_eval_points, generator)
             wanted = set(self.options.weights)
-            values, hit = self._terms(
-                rays, self._encode(batch), wanted, None, generator, bounds
-            )
+            shifts = self.model.encode(batch.get("inputs"))
+            values, hit = self._terms(rays, shifts, wanted, None, generator, bounds)
             batch_size = len(batch["img"])
             terms = self._reduced(values, batch_size)
             for name, term in {"loss": self._weighted(terms), **terms}.items():
@@ -227,10 +227,6 @@ class Trainer:
     def _generator(self, *stream):
         state = np.random.SeedSequence([self.seed, *stream]).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(state[0]))
-
-    def _encode(self, batch):
-        inputs = batch.get("inputs")
-        return self.model.encode(None if inputs is None else inputs.to(self.device))
 
     def _sample(self, batch, n_points, generator):
         """Choose pixels and look up what is known of them; only that moves to the device."""

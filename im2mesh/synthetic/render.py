@@ -5,8 +5,10 @@ data made here checks the conventions of ``im2mesh.geometry`` instead of sharing
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from scipy.spatial import ConvexHull
 
 LIGHT = np.array([0.35, 0.80, 0.49])  # towards the light, object space, unit length
 AMBIENT = 0.68  # brightness of a surface that faces away from the light
@@ -64,6 +66,12 @@ class Scene:
         self._first_hit_of_part = [
             _caster(self.triangles[self.part_of_face == i]) for i in range(len(self.parts))
         ]
+
+    @cached_property
+    def corners(self):
+        """(N, 3) corners of the convex hull: all that bounds a picture."""
+        vertices = np.concatenate([part.vertices for part in self.parts])
+        return vertices[ConvexHull(vertices).vertices]
 
     def cast(self, origins, directions):
         """First surface along rays that start outside.
@@ -159,19 +167,22 @@ def pixel_grid(size):
     return np.stack([x.ravel(), y.ravel()], 1)
 
 
-def render(scene, camera, size, supersample=1):
-    """Picture of a scene on white.
+def render(scene, camera, size, supersample=1, blend=False):
+    """Picture of a scene on white, which lies in front of the camera.
 
     Mask and depth are those of the pixel centres, exactly. The colour of an object pixel is that
     of its centre, or the mean over it and the ``supersample``^2 points of a finer grid that hit
-    the object too; white is never mixed in.
+    the object too; white is never mixed in, unless ``blend``, as a photograph would, takes the
+    mean over all points for every pixel.
 
     Parameters
     ----------
     size : (H, W), both at least 2
     supersample : int
+    blend : bool
     """
     height, width = size
+    pixel = 2 / np.array([width - 1, height - 1])
     pixels = pixel_grid(size)
 
     def look(at):
@@ -181,18 +192,24 @@ def render(scene, camera, size, supersample=1):
         points = origin + depth[hit, None] * directions[hit]
         return depth, hit, scene.colours(points, face[hit])
 
-    depth, mask, total = look(pixels)
-    count = np.ones((len(total), 1))
+    extent, _ = camera.project(scene.corners)
+    low, high = extent.min(0) - pixel, extent.max(0) + pixel
+    framed = np.flatnonzero(np.all((pixels >= low) & (pixels <= high), 1))  # all else is white
+    depth, mask = np.full(height * width, np.inf), np.zeros(height * width, dtype=bool)
+    depth[framed], mask[framed], colours = look(pixels[framed])
+    image = np.ones((height * width, 3))
+    image[mask] = colours
     if supersample > 1:
+        refined = framed if blend else np.flatnonzero(mask)
+        total, count = image[refined], np.ones((len(refined), 1))
         shift = (np.arange(supersample) + 0.5) / supersample - 0.5
         for dy in shift:
             for dx in shift:
-                step = np.array([2 * dx / (width - 1), 2 * dy / (height - 1)])
-                _, hit, colours = look(pixels[mask] + step)
+                _, hit, colours = look(pixels[refined] + pixel * [dx, dy])
                 total[hit] += colours
-                count[hit] += 1
-    image = np.ones((len(pixels), 3))
-    image[mask] = total / count
+                total[~hit] += blend
+                count += blend | hit[:, None]
+        image[refined] = total / count
     return View(
         np.round(255 * image).astype(np.uint8).reshape(height, width, 3),
         mask.reshape(size),

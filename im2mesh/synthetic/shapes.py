@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.interpolate import CubicSpline
 
 EDGE = 0.006  # width over which a texture goes from one colour to the other
 
@@ -42,6 +43,13 @@ class Part:
         rotation = np.eye(3)
         rotation[[j, j, k, k], [j, k, j, k]] = c, -s, s, c
         return self._transformed(rotation, np.zeros(3))
+
+    def scaled(self, factor):
+        """Grow, texture and all, about the origin."""
+        colour = self.colour
+        return replace(
+            self, vertices=factor * self.vertices, colour=lambda points: colour(points / factor)
+        )
 
     def _transformed(self, rotation, shift):
         colour = self.colour
@@ -115,6 +123,13 @@ def rounded_rectangle(x, z, corner):
     return (centre[:, None] + arc).reshape(-1, 2)
 
 
+def superellipse(x, z, power=2.0, n=48):
+    """Outline (K, 2) of a superellipse with half axes x and z: from ellipse (2) to rectangle."""
+    angle = np.linspace(0, 2 * np.pi, n, endpoint=False)
+    unit = np.stack([np.cos(angle), np.sin(angle)], 1)
+    return np.sign(unit) * np.abs(unit) ** (2 / power) * [x, z]
+
+
 def revolve(profile, n=96):
     """Body of revolution about the y axis; profile (K, 2) = (radius, y) from one end to the other.
 
@@ -134,18 +149,20 @@ def sphere(radius, n=64):
     return revolve(radius * np.stack([np.cos(angle), np.sin(angle)], 1), n)
 
 
-def tube(path, radius, up=(0.0, 1.0, 0.0), closed=False, n=24):
-    """Ellipse swept along a path.
+def tube(path, radius, up=(0.0, 1.0, 0.0), closed=False, n=24, power=2.0):
+    """Superellipse swept along a path.
 
     Parameters
     ----------
     path : (S, 3) array
     radius : float, or array that broadcasts to (S, 2)
-        Half axes (sideways, along ``up``) of the ellipse.
+        Half axes (sideways, along ``up``) of the cross-section.
     up : (3,) array
         Any direction that the path never runs along.
     closed : bool
         Join the end of the path to its start.
+    power : float
+        From an ellipse (2) to a rectangle, see ``superellipse``.
     """
     path = np.asarray(path, dtype=np.float64)
     if closed:
@@ -157,10 +174,30 @@ def tube(path, radius, up=(0.0, 1.0, 0.0), closed=False, n=24):
     top = np.cross(tangent, side)
     top /= np.linalg.norm(top, axis=1, keepdims=True)
     radius = np.broadcast_to(np.asarray(radius, dtype=np.float64), (len(path), 2))
-    angle = np.linspace(0, 2 * np.pi, n, endpoint=False)[:, None]
-    across = radius[:, None, :1] * np.cos(angle) * side[:, None]
-    along = radius[:, None, 1:] * np.sin(angle) * top[:, None]
+    outline = superellipse(1, 1, power, n)
+    across = radius[:, None, :1] * outline[:, :1] * side[:, None]
+    along = radius[:, None, 1:] * outline[:, 1:] * top[:, None]
     return loft(path[:, None] + across + along, closed)
+
+
+def sections(x, y, half_height, half_width, power=2.0, n=40):
+    """Skin over upright superellipses along the x axis, such as a fuselage.
+
+    x, y : centres of the sections; half_height (along y), half_width (along z); all broadcast.
+    """
+    outline = superellipse(1, 1, power, n).T
+    x, y, tall, wide = (
+        v[:, None] for v in np.broadcast_arrays(np.asarray(x, float), y, half_height, half_width)
+    )
+    rings = np.broadcast_arrays(x, y + tall * outline[1], wide * outline[0])
+    return loft(np.stack(rings, -1))
+
+
+def rod(start, end, radius, power=2.0, n=24):
+    """Straight bar between two points; radius as in ``tube``, or one per end, (2, 1)."""
+    axis = np.subtract(end, start)
+    up = np.eye(3)[2 if abs(axis[1]) > 0.9 * np.linalg.norm(axis) else 1]
+    return tube([start, end], radius, up, n=n, power=power)
 
 
 def torus(radius, thickness, n=64):
@@ -168,6 +205,12 @@ def torus(radius, thickness, n=64):
     angle = np.linspace(0, 2 * np.pi, n, endpoint=False)
     path = radius * np.stack([np.cos(angle), np.sin(angle), np.zeros(n)], 1)
     return tube(path, thickness, up=(0.0, 0.0, 1.0), closed=True)
+
+
+def smooth(points, n=33):
+    """Curve (n, D) through points (K, D), a cubic spline."""
+    points = np.asarray(points, dtype=np.float64)
+    return CubicSpline(np.arange(len(points)), points)(np.linspace(0, len(points) - 1, n))
 
 
 def _part(vertices, faces):

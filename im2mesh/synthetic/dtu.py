@@ -1,17 +1,16 @@
-"""Writes rendered scenes as datasets."""
+"""One object in the DTU layout: many large views, world units, sparse points."""
 
 import shutil
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-from scipy.spatial import ConvexHull
 
 from im2mesh.errors import InputError
 from im2mesh.files import atomic_path
-from im2mesh.geometry import look_at
-from im2mesh.synthetic.render import Camera, Scene, render
+from im2mesh.synthetic.cameras import framing_camera, spread_directions
+from im2mesh.synthetic.render import Scene, render
 from im2mesh.synthetic.tugboat import tugboat
+from im2mesh.synthetic.writers import camera_arrays, save_image, surface_arrays, write_exr
 
 SCALE, CENTRE = 120.0, (-37.0, 22.0, 640.0)  # DTU: world units are millimetres
 ELEVATIONS = (-38, 62)  # degrees
@@ -69,57 +68,27 @@ def make_dtu_scene(
     for i, camera in enumerate(cameras):
         view = render(scene, camera, size, supersample)
         masks.append(view.mask)
-        _write_png(folder / "image" / f"{i:06d}.png", view.image)
-        _write_png(folder / "mask" / f"{i:06d}.png", np.uint8(255) * view.mask)
+        _write(folder / "image" / f"{i:06d}.png", save_image, view.image)
+        _write(folder / "mask" / f"{i:06d}.png", save_image, np.uint8(255) * view.mask)
         write_exr(folder / "depth" / f"{i:06d}.exr", view.depth)
 
-    matrices = {}
-    for i, camera in enumerate(cameras):
-        for key, matrix in vars(camera).items():
-            matrices[f"{key}_{i}"] = matrix
-            matrices[f"{key}_inv_{i}"] = np.linalg.inv(matrix)
-    _write_npz(folder / "cameras.npz", **matrices)
-
-    points, faces = scene.sample_surface(n_points, rng)
-    _write_npz(
-        folder / "pointcloud.npz",
-        points=points.astype(np.float32),
-        normals=scene.normals[faces].astype(np.float32),
-    )
-    _write_npz(folder / "pcl.npz", **sparse_points(scene, cameras, masks, n_sparse, rng))
+    _write(folder / "cameras.npz", np.savez, **camera_arrays(cameras, list(vars(cameras[0]))))
+    _write(folder / "pointcloud.npz", np.savez, **surface_arrays(scene, n_points, rng))
+    _write(folder / "pcl.npz", np.savez, **sparse_points(scene, cameras, masks, n_sparse, rng))
     _write_ply(folder / "mesh.ply", scene)
     return folder
 
 
 def place_cameras(scene, n_views, size, rng):
-    """Cameras all around a scene, each zoomed and cropped so that the object just fits its frame.
-
-    Directions follow a low-discrepancy sequence: the first few cover all sides as evenly as all.
-    """
-    i = np.arange(n_views)
-    azimuth = np.radians(50) + 2 * np.pi * (0.5698402910 * i % 1)
-    lowest, highest = np.sin(np.radians(ELEVATIONS))
-    sine = lowest + (highest - lowest) * ((0.63 + 0.7548776662 * i) % 1)
-    cosine = np.sqrt(1 - sine**2)
-    direction = np.stack([cosine * np.cos(azimuth), sine, cosine * np.sin(azimuth)], 1)
-    eyes = direction * rng.uniform(*DISTANCES, (n_views, 1))
+    """Cameras all around a scene, each zoomed and cropped so that it just fits its frame."""
+    eyes = spread_directions(n_views, ELEVATIONS) * rng.uniform(*DISTANCES, (n_views, 1))
     targets = rng.uniform(-0.05, 0.05, (n_views, 3))
-
     scale_mat = np.diag([SCALE, SCALE, SCALE, 1.0])
     scale_mat[:3, 3] = CENTRE
-    corners = np.concatenate([part.vertices for part in scene.parts])
-    corners = corners[ConvexHull(corners).vertices]  # all that bounds a picture
-    steps = np.array([size[1] - 1, size[0] - 1])
-    cameras = []
-    for eye, target in zip(eyes, targets):
-        world_mat = look_at(SCALE * eye + CENTRE, SCALE * target + CENTRE).numpy()
-        pinhole, _ = Camera(np.eye(4), world_mat, scale_mat).project(corners)
-        low, high = pinhole.min(0), pinhole.max(0)
-        focal = 2 * np.min(FRAME * steps / (high - low)) / steps  # pixels are square
-        camera_mat = np.diag([*focal, 1.0, 1.0])
-        camera_mat[:2, 2] = -focal * (low + high) / 2
-        cameras.append(Camera(camera_mat, world_mat, scale_mat))
-    return cameras
+    return [
+        framing_camera(scene, eye, target, size, scale_mat, FRAME)
+        for eye, target in zip(eyes, targets)
+    ]
 
 
 def sparse_points(scene, cameras, masks, count, rng):
@@ -167,24 +136,9 @@ def _in_mask(camera, mask, points):
     return framed & mask[row * framed, column * framed]
 
 
-def write_exr(path, array):
-    """Write an (H, W) map as the single float32 channel ``Z`` of an EXR file; inf survives."""
-    import OpenEXR
-
-    header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
-    channels = {"Z": np.ascontiguousarray(array, dtype=np.float32)}
-    with atomic_path(path) as temporary, OpenEXR.File(header, channels) as file:
-        file.write(str(temporary))
-
-
-def _write_png(path, array):
+def _write(path, save, *args, **kwargs):
     with atomic_path(path) as temporary:
-        Image.fromarray(array).save(temporary)
-
-
-def _write_npz(path, **arrays):
-    with atomic_path(path) as temporary:
-        np.savez(temporary, **arrays)
+        save(temporary, *args, **kwargs)
 
 
 def _write_ply(path, scene):

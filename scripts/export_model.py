@@ -1,0 +1,35 @@
+"""Write the weights of a trained model alone: a checkpoint for generate.py and render.py to pass on.
+
+    python scripts/export_model.py CONFIG.yaml OUT.pt
+
+Takes test.model_file of the config. The optimizer's state, two thirds of a checkpoint, stays behind.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from im2mesh import checkpoints, cli  # noqa: E402
+
+log = logging.getLogger("im2mesh")
+
+
+def export(config, device, args):
+    """Copy what is not the optimizer's."""
+    path = checkpoints.locate(config["test"]["model_file"], config["training"]["out_dir"])
+    state = checkpoints.load(path)
+    kept = {name: state[name] for name in ("model", "it", "epoch_it", "config") if name in state}
+    checkpoints.save(args.out, kept)
+    log.info("%s -> %s (%.1f MB)", path, args.out, args.out.stat().st_size / 1e6)
+
+
+def main():
+    parser = cli.argument_parser("export_model", __doc__)
+    parser.add_argument("out", metavar="OUT.pt", type=Path)
+    return cli.run(export, parser)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
