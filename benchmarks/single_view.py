@@ -24,6 +24,7 @@ from scipy.spatial import cKDTree
 from benchmarks.common import markdown_table
 from im2mesh import cli, meshing
 from im2mesh.commands.setup import get_dataset, mesh_path
+from im2mesh.errors import InputError
 from im2mesh.eval import sample_mesh
 
 
@@ -45,6 +46,9 @@ def compare(config, device, args):
         return by_class
 
     test, train = clouds(truth), clouds(training)
+    for category, objects in test.items():
+        if len(objects) < 2:
+            raise InputError(f"{category} has {len(objects)} test object; at least 2 are compared")
     meshes = defaultdict(list)
     for entry in truth.entries:
         mesh = meshing.load_mesh(mesh_path(config, entry))

@@ -211,6 +211,7 @@ def _supervision_cameras(scene, count, size, rng):
 
 
 def input_cameras(scene, count, rng):
+    """Cameras like those of Choy et al.: random azimuth and distance, from a little above."""
     radius = np.linalg.norm(scene.corners, axis=1).max()
     azimuth = rng.uniform(0, 2 * np.pi, count)
     elevation = np.radians(rng.uniform(*INPUT_ELEVATIONS, count))
