@@ -1,8 +1,6 @@
-"""Builds the compiled extension; everything else about the package is in pyproject.toml."""
+"""Builds the compiled extensions; everything else about the package is in pyproject.toml."""
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-setup(
-    ext_modules=cythonize([Extension("im2mesh.ext.mise", ["im2mesh/ext/mise.pyx"], language="c++")])
-)
+setup(ext_modules=cythonize([Extension("im2mesh.ext.*", ["im2mesh/ext/*.pyx"], language="c++")]))

@@ -6,9 +6,11 @@ is known from masks alone: training takes it for the occupancy points of rays th
 object (``data.depth_from_visual_hull``).
 """
 
+import numpy as np
 import torch
 from scipy.ndimage import distance_transform_cdt
 
+from im2mesh.ext import first_hull_depths
 from im2mesh.geometry import (
     CUBE_PADDING,
     camera_rays,
@@ -19,7 +21,6 @@ from im2mesh.geometry import (
 )
 
 NUDGE = 1e-7  # of the depth interval: how far behind a crossing a ray goes on
-MAX_LOOKS = 2**17  # rays times views handled together: small enough for the processor's cache
 
 
 def in_visual_hull(points, masks, object_to_image):
@@ -50,88 +51,64 @@ def in_visual_hull(points, masks, object_to_image):
 
 
 @torch.no_grad()
-def visual_hull_depth(masks, object_to_image, view):
-    """Depth map of the visual hull in one view.
+def visual_hull_depths(masks, object_to_image, views=None):
+    """Depth maps of the visual hull in some views.
 
     Rays walk through the cube with padding 0.1 from one border between pixels to a next one: where
-    the nearest mask pixel of some view is n pixels away, the ray goes on where it leaves the
-    square of 2n - 1 pixels around its place in that view. Nothing is passed over, however thin,
-    and what is found is exact to 1e-7 of the ray's way through the cube.
+    the nearest mask pixel of a view is n pixels away, the ray goes on where it leaves the square
+    of 2n - 1 pixels around its place in that view. Nothing is passed over, however thin, and what
+    is found is exact to 1e-7 of the ray's way through the cube.
 
     Parameters
     ----------
     masks, object_to_image
         As in :func:`in_visual_hull`, on the CPU.
-    view : int
-        Whose depth is wanted.
+    views : iterable of int
+        Whose depth is wanted; all by default.
 
     Returns
     -------
-    Tensor (H, W), float32
+    list of Tensor (H, W), float32
         Camera z of the first point of the hull on the ray of each pixel of the mask; where the
         hull reaches out of the cube, that of the cube's face. +inf outside the mask, and where
         the masks contradict each other so that nothing is left on the ray.
+
+    Raises
+    ------
+    InputError
+        When the extension is not compiled.
     """
-    mask, backgrounds = masks[view], _Backgrounds(masks, object_to_image)
-    pixels = pixel_centers(*mask.shape, dtype=torch.float64)
-    origins, directions = camera_rays(pixels[None], object_to_image[view, None])
-    chunks = directions[0, mask.flatten()].split(max(1, MAX_LOOKS // len(masks)))
-    found = [backgrounds.first_depth(origins[0, 0], chunk) for chunk in chunks]
-    depth = torch.full(mask.shape, torch.inf)
-    depth[mask] = torch.cat(found).float()
-    return depth
+    sizes = torch.tensor([mask.shape for mask in masks])
+    distances = np.concatenate([_distance_to_mask(mask).ravel() for mask in masks])
+    offsets = sizes.prod(1).cumsum(0) - sizes.prod(1)
+    # (column * z, row * z, z) = matrix @ (point, 1); (V, 3, 4)
+    last = (sizes.flip(1) - 1)[..., None]  # column and row
+    z = object_to_image[:, 2:3]
+    matrices = torch.cat([(object_to_image[:, :2] + z) * last / 2, z], 1)
+    slopes = matrices[..., :3].contiguous()
 
-
-class _Backgrounds:
-    """The parts of V views in which the object is not."""
-
-    def __init__(self, masks, object_to_image):
-        sizes = torch.tensor([mask.shape for mask in masks])
-        self.distances = torch.cat([_distance_to_mask(mask).flatten() for mask in masks])
-        self.first = (sizes.prod(1).cumsum(0) - sizes.prod(1))[:, None]  # place of each in there
-        self.width = sizes[:, 1:]
-        self.last = (sizes.flip(1) - 1).T[..., None].double()  # column and row, (2, V, 1)
-        # (column * z, row * z, z) = matrix @ (point, 1); (3, V, 4)
-        x, y, z = object_to_image[:, :3].unbind(1)
-        self.matrices = torch.stack([*((torch.stack([x, y]) + z) * self.last / 2), z])
-
-    def first_depth(self, origin, directions):
-        """First depth (R,) of rays (R, 3) at which no view sees background; +inf for none."""
+    def depth_map(view):
+        mask = masks[view]
+        depth = torch.full(mask.shape, torch.inf)
+        if not mask.any():
+            return depth
+        pixels = pixel_centers(*mask.shape, dtype=torch.float64)[mask.flatten()]
+        origins, directions = camera_rays(pixels[None], object_to_image[view, None])
+        origin, directions = origins[0, 0], directions[0]
         near, far, meets = cube_interval(origin, directions, CUBE_PADDING)
-        result = torch.full_like(near, torch.inf)
-        # (column * z, row * z, z) is linear in the depth: start + depth * slope
-        start = self.matrices[..., :3] @ origin[:, None] + self.matrices[..., 3:]
-        slope = self.matrices[..., :3] @ directions.T
-        rays = meets.nonzero()[:, 0]
-        depth = near[rays]
-        while len(rays):
-            carved, leaves = self._look(start, slope[..., rays], depth)
-            found = ~carved.any(0)
-            result[rays[found]] = depth[found]
-            onwards = torch.where(carved, leaves, -torch.inf).amax(0)
-            depth = torch.maximum(onwards, depth) + NUDGE * (far - near)[rays]
-            goes_on = ~found & (depth <= far[rays])
-            rays, depth = rays[goes_on], depth[goes_on]
-        return result
+        starts = slopes @ origin + matrices[..., 3]
+        arrays = (offsets, sizes, directions[meets], near[meets], far[meets])
+        found = torch.full_like(near, torch.inf)
+        found[meets] = torch.from_numpy(first_hull_depths(
+            starts.numpy(), slopes.numpy(), distances, *(array.numpy() for array in arrays), NUDGE
+        ))
+        depth[mask] = found.float()
+        return depth
 
-    def _look(self, start, slope, depth):
-        """Which views see background at a depth of each ray, and up to what depth; (V, R)."""
-        z = start[2] + depth * slope[2]
-        position = (start[:2] + depth * slope[:2]) / z
-        seen = (z > 0) & ((position >= 0) & (position <= self.last)).all(0)
-        pixel = position.where(seen, 0).round()
-        column, row = pixel.long()
-        distance = self.distances[self.first + row * self.width + column]
-        # The border of the square, or of the image, that the ray comes to in columns and in rows.
-        ahead = torch.where(slope[:2] * start[2] > start[:2] * slope[2], 1.0, -1.0)
-        border = (pixel + ahead * (distance - 0.5)).clamp(min=0).minimum(self.last)
-        leaves = (start[:2] - border * start[2]) / (border * slope[2] - slope[:2])
-        # Behind the camera: the ray's image runs to a vanishing point in front of the border.
-        reached = start[2] + leaves * slope[2] > NUDGE * z
-        return seen & (distance > 0), leaves.where(reached, torch.inf).amin(0)
+    return [depth_map(view) for view in (range(len(masks)) if views is None else views)]
 
 
 def _distance_to_mask(mask):
-    """Steps of a chess king from each pixel to the mask: 0 in it, float64 (H, W)."""
-    distance = torch.from_numpy(distance_transform_cdt(~mask.numpy(), "chessboard")).double()
-    return distance.where(distance >= 0, max(mask.shape))  # the mask is empty
+    """Steps of a chess king from each pixel to the mask: 0 in it, int32 (H, W)."""
+    distance = distance_transform_cdt(~mask.numpy(), "chessboard")
+    return np.where(distance >= 0, distance, max(mask.shape)).astype(np.int32)  # -1: empty mask

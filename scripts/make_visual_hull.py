@@ -27,7 +27,7 @@ from im2mesh.data import ImagesField, MultiObjectDataset  # noqa: E402
 from im2mesh.errors import InputError  # noqa: E402
 from im2mesh.geometry import object_to_image  # noqa: E402
 from im2mesh.synthetic import write_exr  # noqa: E402
-from im2mesh.visual_hull import visual_hull_depth  # noqa: E402
+from im2mesh.visual_hull import visual_hull_depths  # noqa: E402
 
 
 def write_hull(images, folder_name, overwrite, folder):
@@ -46,8 +46,8 @@ def write_hull(images, folder_name, overwrite, folder):
             object_to_image(item["camera_mat"], item["world_mat"], item["scale_mat"])
             for item in items
         ])
-        for view in missing:
-            write_exr(targets[view], visual_hull_depth(masks, cameras, view).numpy())
+        for view, depth in zip(missing, visual_hull_depths(masks, cameras, missing)):
+            write_exr(targets[view], depth.numpy())
     except InputError as err:
         return str(err)
     return len(missing)

@@ -279,6 +279,22 @@ def test_supersampling_changes_colours_inside_only(boat):
         assert (view.image[view.mask] == 0).all()  # the white around it is not mixed in
 
 
+@pytest.mark.parametrize("blend", [False, True])
+def test_tolerance_spares_smooth_pixels_only(boat, blend):
+    camera, size = camera_for(boat, (60, 80)), (60, 80)
+    plain = render(boat, camera, size)
+    full = render(boat, camera, size, 3, blend)
+    spared = render(boat, camera, size, 3, blend, tolerance=0.04)
+    np.testing.assert_array_equal(spared.mask, full.mask)
+    np.testing.assert_array_equal(spared.depth, full.depth)
+    error = np.abs(spared.image.astype(int) - full.image).max(-1)
+    assert (error[full.mask] > 3).mean() < 0.02
+    edges = np.abs(plain.image.astype(int) - full.image).max(-1) > 20
+    assert edges.sum() > 100 and (error[edges] == 0).mean() > 0.98
+    kept = (spared.image == plain.image).all(-1) & (full.image != plain.image).any(-1)
+    assert kept.sum() > 100
+
+
 def test_colour_does_not_depend_on_the_view(boat):
     points, faces = boat.sample_surface(200, np.random.default_rng(0))
     for camera in place_cameras(boat, 3, (60, 80), np.random.default_rng(0)):

@@ -11,7 +11,7 @@ from PIL import Image
 from im2mesh import geometry
 from im2mesh.data import ImagesField
 from im2mesh.data.images import read_depth
-from im2mesh.visual_hull import in_visual_hull, visual_hull_depth
+from im2mesh.visual_hull import in_visual_hull, visual_hull_depths
 from scripts import make_visual_hull
 from tests.sphere_scene import RADIUS, write_sphere_scene
 
@@ -58,6 +58,11 @@ def box(matrix, half=(0.3, 0.2, 0.4), size=(48, 48)):
     return near.where(near < far, torch.inf)
 
 
+def hull_depth(masks, matrices, view):
+    (depth,) = visual_hull_depths(masks, matrices, [view])
+    return depth
+
+
 def searched(masks, matrices, view, n_steps=500):
     """The hull's depth by trying many points of each ray; exact to a step or a little less."""
     origin, w = rays(matrices[view], masks[view].shape)
@@ -81,7 +86,7 @@ def test_hull_contains_a_sphere_and_shrinks_with_the_views():
         matrices = around(n_views)
         true = [sphere(matrix) for matrix in matrices]
         mask = true[0].isfinite()
-        depth = visual_hull_depth([d.isfinite() for d in true], matrices, 0)
+        depth = hull_depth([d.isfinite() for d in true], matrices, 0)
         assert depth.dtype == torch.float32
         assert not (depth.isfinite() & ~mask).any()
         inner = sphere(matrices[0], 0.4 - pixel)
@@ -97,7 +102,7 @@ def test_hull_of_one_view_is_its_cone():
     mask = sphere(matrix[0]).isfinite()
     origin, w = rays(matrix[0])
     near, _, _ = geometry.cube_interval(origin, w, geometry.CUBE_PADDING)
-    depth = visual_hull_depth([mask], matrix, 0)
+    depth = hull_depth([mask], matrix, 0)
     assert mask.any() and not mask.all()
     torch.testing.assert_close(depth, near.where(mask, torch.inf).float())
 
@@ -111,7 +116,7 @@ def test_hull_of_a_box_seen_along_the_axes_is_the_box():
     masks = [box(matrix, half, (201, 201)).isfinite() for matrix in matrices]
     pixel = 2 * 0.6 / 200
     for view, axis in enumerate((0, 1, 2)):
-        depth = visual_hull_depth(masks, matrices, view)[masks[view]]
+        depth = hull_depth(masks, matrices, view)[masks[view]]
         assert (far - depth - half[axis]).abs().max() < pixel
 
 
@@ -124,7 +129,7 @@ def test_depths_are_where_the_masks_say():
         | box(m, (0.03, 0.45, 0.03), size).isfinite() for m in matrices
     ]  # fmt: skip
     for view in range(6):
-        depth = visual_hull_depth(masks, matrices, view)[masks[view]].double()
+        depth = hull_depth(masks, matrices, view)[masks[view]].double()
         expected, step = searched(masks, matrices, view)
         both = depth.isfinite() & expected.isfinite()
         assert (both == expected.isfinite()).all() and both.sum() > 50
@@ -148,10 +153,22 @@ def test_nothing_is_passed_over():
         camera(eye, size, up=(0.0, 0.1, 1.0)) for eye, size in zip(eyes, sizes)
     ])
     masks = [box(m, half, s).isfinite() for m, s in zip(matrices, sizes)]
-    depth = visual_hull_depth(masks, matrices, 0)
+    depth = hull_depth(masks, matrices, 0)
     true = box(matrices[0], half, sizes[0])
     assert masks[0].sum() > 100
     assert (depth[masks[0]] - true[masks[0]]).abs().max() < 0.01
+
+
+def test_views_are_all_or_those_named():
+    sizes = [(20, 30), (25, 20), (30, 30)]
+    eyes = [(DISTANCE, 0.1, 0.2), (0.3, 0.2, DISTANCE), (-2.0, 0.5, -2)]
+    matrices = torch.stack([camera(eye, size) for eye, size in zip(eyes, sizes)])
+    masks = [sphere(m, size=size).isfinite() for m, size in zip(matrices, sizes)]
+    every = visual_hull_depths(masks, matrices)
+    assert [tuple(depth.shape) for depth in every] == sizes
+    some = visual_hull_depths(masks, matrices, [2, 0])
+    assert torch.equal(some[0], every[2]) and torch.equal(some[1], every[0])
+    assert visual_hull_depths(masks, matrices, []) == []
 
 
 # ---- conventions and odd masks -------------------------------------------------------------------
@@ -161,7 +178,7 @@ def test_views_may_differ_in_size_and_borders_belong_to_the_frame():
     matrices = torch.stack([camera((0, 0, -DISTANCE), (9, 9)), camera((DISTANCE, 0, 0), (4, 7))])
     masks = [torch.ones(9, 9, dtype=torch.bool), torch.zeros(4, 7, dtype=torch.bool)]
     masks[1][:, :3] = True  # the far side, as the first camera sees it
-    depth = visual_hull_depth(masks, matrices, 0)
+    depth = hull_depth(masks, matrices, 0)
     expected, step = searched(masks, matrices, 0)
     torch.testing.assert_close(depth.flatten().double(), expected, atol=step.max().item(), rtol=0)
     middle = depth[4][depth[4].isfinite()]
@@ -179,8 +196,8 @@ def test_points_out_of_a_frame_are_not_carved():
         geometry.perspective(40, 48, 48), geometry.look_at((3, 0, 0), (3, 0, 9)), torch.eye(4)
     )
     nothing = torch.zeros(48, 48, dtype=torch.bool)
-    alone = visual_hull_depth([true.isfinite()], front[None], 0)
-    with_others = visual_hull_depth(
+    alone = hull_depth([true.isfinite()], front[None], 0)
+    with_others = hull_depth(
         [true.isfinite(), nothing, nothing], torch.stack([front, away, aside]), 0
     )
     assert torch.equal(alone, with_others)
@@ -191,7 +208,7 @@ def test_points_out_of_a_frame_are_not_carved():
 def test_frame_that_shows_a_part_carves_that_part_only():
     matrices = torch.stack([camera((0, 0, -DISTANCE)), camera((DISTANCE, 0, 0), field_of_view=6)])
     masks = [torch.ones(48, 48, dtype=torch.bool), torch.zeros(48, 48, dtype=torch.bool)]
-    depth = visual_hull_depth(masks, matrices, 0)
+    depth = hull_depth(masks, matrices, 0)
     expected, step = searched(masks, matrices, 0)
     torch.testing.assert_close(
         depth.flatten().double(), expected, atol=1.5 * step.max().item(), rtol=0
@@ -202,17 +219,17 @@ def test_masks_that_contradict_each_other_leave_nothing():
     matrices = around(3)
     masks = [sphere(matrix).isfinite() for matrix in matrices]
     masks[1] = torch.zeros_like(masks[1])
-    assert visual_hull_depth(masks, matrices, 0).isinf().all()
-    assert visual_hull_depth(masks, matrices, 1).isinf().all()
+    assert hull_depth(masks, matrices, 0).isinf().all()
+    assert hull_depth(masks, matrices, 1).isinf().all()
     masks[1] = sphere(matrices[1], 0.1, (0.0, 0.35, 0)).isfinite()
-    depth = visual_hull_depth(masks, matrices, 0)
+    depth = hull_depth(masks, matrices, 0)
     assert 0 < depth.isfinite().sum() < masks[0].sum()
 
 
 def test_mask_pixels_whose_rays_miss_the_cube():
     matrices = torch.stack([camera((0, 0, -DISTANCE), field_of_view=60)])
     mask = torch.ones(48, 48, dtype=torch.bool)
-    depth = visual_hull_depth([mask], matrices, 0)
+    depth = hull_depth([mask], matrices, 0)
     assert depth[0, 0].isinf() and depth[24, 24].isfinite()
     # What reaches out of the cube starts at its face.
     assert depth[24, 24] == pytest.approx(DISTANCE - 0.55, abs=1e-4)
@@ -226,10 +243,10 @@ def test_camera_in_the_cube_and_two_at_one_place():
     other = torch.ones(48, 48, dtype=torch.bool)
     other[:, :20] = False
     # The same camera with a smaller mask: only pixels of both stay.
-    depth = visual_hull_depth([mask, other], torch.stack([outer, outer]), 0)
+    depth = hull_depth([mask, other], torch.stack([outer, outer]), 0)
     cube = box(outer, (0.55, 0.55, 0.55))
     torch.testing.assert_close(depth, cube.where(mask & other, torch.inf).float())
-    assert (visual_hull_depth([mask, other], torch.stack([inner, outer]), 0)[mask] >= 0).all()
+    assert (hull_depth([mask, other], torch.stack([inner, outer]), 0)[mask] >= 0).all()
 
 
 # ---- scripts/make_visual_hull.py -----------------------------------------------------------------

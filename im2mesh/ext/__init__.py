@@ -1,5 +1,7 @@
 """The one door to the compiled code."""
 
+from importlib import import_module
+
 from im2mesh.errors import InputError
 
 
@@ -11,11 +13,25 @@ def new_mise(resolution_0, depth, threshold):
     InputError
         When the extension is not compiled.
     """
+    return _compiled("mise").MISE(resolution_0, depth, threshold)
+
+
+def first_hull_depths(*arrays):
+    """:func:`im2mesh.ext.hull.first_depths`.
+
+    Raises
+    ------
+    InputError
+        When the extension is not compiled.
+    """
+    return _compiled("hull").first_depths(*arrays)
+
+
+def _compiled(name):
     try:
-        from im2mesh.ext.mise import MISE
+        return import_module(f"im2mesh.ext.{name}")
     except ImportError as err:
         raise InputError(
             f"the compiled part of im2mesh cannot be loaded ({err}). Build it in the repository's "
             "root folder with: python setup.py build_ext --inplace"
         ) from err
-    return MISE(resolution_0, depth, threshold)

@@ -12,6 +12,7 @@ from scipy.spatial import ConvexHull
 
 LIGHT = np.array([0.35, 0.80, 0.49])  # towards the light, object space, unit length
 AMBIENT = 0.68  # brightness of a surface that faces away from the light
+MAX_RAYS = 2**16  # of the finer grid, cast together
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,9 @@ class Scene:
         face = self._first_hit(origins, directions)
         hit = face >= 0
         normal = self.normals[face[hit]]
-        to_plane = np.sum((self.triangles[face[hit], 0] - origins[hit]) * normal, 1)
+        to_plane = _dot(self.triangles[face[hit], 0] - origins[hit], normal)
         distance = np.full(len(face), np.inf)
-        distance[hit] = to_plane / np.sum(directions[hit] * normal, 1)
+        distance[hit] = to_plane / _dot(directions[hit], normal)
         return distance, face
 
     def colours(self, points, face):
@@ -155,10 +156,14 @@ def _caster(triangles):
     def first_hit(origins, directions):
         if not len(origins):
             return np.empty(0, dtype=np.int32)
-        unit = directions / np.linalg.norm(directions, axis=1, keepdims=True)
+        unit = directions / np.sqrt(_dot(directions, directions))[:, None]
         return scene.run(origins.astype(np.float32), unit.astype(np.float32))
 
     return first_hit
+
+
+def _dot(a, b):
+    return np.einsum("ij,ij->i", a, b)
 
 
 def pixel_grid(size):
@@ -167,7 +172,7 @@ def pixel_grid(size):
     return np.stack([x.ravel(), y.ravel()], 1)
 
 
-def render(scene, camera, size, supersample=1, blend=False):
+def render(scene, camera, size, supersample=1, blend=False, tolerance=0.0):
     """Picture of a scene on white, which lies in front of the camera.
 
     Mask and depth are those of the pixel centres, exactly. The colour of an object pixel is that
@@ -180,6 +185,9 @@ def render(scene, camera, size, supersample=1, blend=False):
     size : (H, W), both at least 2
     supersample : int
     blend : bool
+    tolerance : float
+        Only pixels whose centre differs by that much or more, in some channel of [0, 1], from the
+        centre of a pixel beside, above or below look at the finer grid; 0 for all.
     """
     height, width = size
     pixel = 2 / np.array([width - 1, height - 1])
@@ -200,18 +208,30 @@ def render(scene, camera, size, supersample=1, blend=False):
     image = np.ones((height * width, 3))
     image[mask] = colours
     if supersample > 1:
-        refined = framed if blend else np.flatnonzero(mask)
-        total, count = image[refined], np.ones((len(refined), 1))
+        differs = _differs(image.T.reshape(3, height, width), tolerance).ravel()[framed]
+        refined = framed[differs & (blend | mask[framed])]
         shift = (np.arange(supersample) + 0.5) / supersample - 0.5
-        for dy in shift:
-            for dx in shift:
-                _, hit, colours = look(pixels[refined] + pixel * [dx, dy])
-                total[hit] += colours
-                total[~hit] += blend
-                count += blend | hit[:, None]
-        image[refined] = total / count
+        grid = pixel * np.stack(np.meshgrid(shift, shift), -1).reshape(-1, 1, 2)
+        for some in np.array_split(refined, 1 + len(refined) * len(grid) // MAX_RAYS):
+            _, hit, colours = look((pixels[some] + grid).reshape(-1, 2))
+            seen = np.full((len(hit), 3), float(blend))
+            seen[hit] = colours
+            count = 1 + np.sum((hit | blend).reshape(len(grid), -1, 1), 0)
+            image[some] = (image[some] + np.sum(seen.reshape(len(grid), -1, 3), 0)) / count
     return View(
         np.round(255 * image).astype(np.uint8).reshape(height, width, 3),
         mask.reshape(size),
         depth.reshape(size),
     )
+
+
+def _differs(image, tolerance):
+    """Which pixels (H, W) of an image (C, H, W) differ from one of their four neighbours."""
+    below = np.any(np.abs(np.diff(image, axis=1)) >= tolerance, 0)
+    beside = np.any(np.abs(np.diff(image, axis=2)) >= tolerance, 0)
+    differs = np.zeros(image.shape[1:], dtype=bool)
+    differs[1:] |= below
+    differs[:-1] |= below
+    differs[:, 1:] |= beside
+    differs[:, :-1] |= beside
+    return differs

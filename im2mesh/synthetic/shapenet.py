@@ -4,6 +4,7 @@ import shutil
 import signal
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,11 @@ from im2mesh.synthetic.cameras import framing_camera, spread_directions
 from im2mesh.synthetic.categories import CATEGORIES, normalised
 from im2mesh.synthetic.render import Camera, Scene, render
 from im2mesh.synthetic.writers import camera_arrays, save_exr, save_image, surface_arrays
-from im2mesh.visual_hull import visual_hull_depth
+from im2mesh.visual_hull import visual_hull_depths
 
 ELEVATIONS = (-25, 70)  # degrees, of the supervision views
 DISTANCES = (2.0, 2.6)  # of their cameras from the object's centre
+TOLERANCE = 0.04  # see ``render``
 FILL = 0.9  # share of their width or height that the object takes up
 
 # The input pictures are like those of Choy et al. 2016 (3D-R2N2).
@@ -187,17 +189,17 @@ def _fill(folder, category, number, recipe):
     _, of_views, of_inputs, of_points = _generators(category, number, recipe.seed)
     size = recipe.size, recipe.size
     cameras = _supervision_cameras(scene, recipe.n_views, size, of_views)
-    views = [render(scene, camera, size, recipe.supersample) for camera in cameras]
+    look = partial(render, scene, supersample=recipe.supersample, tolerance=TOLERANCE)
+    views = [look(camera, size) for camera in cameras]
     masks = [torch.from_numpy(view.mask) for view in views]
     matrices = torch.from_numpy(np.stack([c.camera_mat @ c.world_mat for c in cameras]))
-    for i, view in enumerate(views):
-        hull = visual_hull_depth(masks, matrices, i)
+    for i, (view, hull) in enumerate(zip(views, visual_hull_depths(masks, matrices))):
         save_image(folder / "image" / f"{i:03d}.png", view.image)
         save_image(folder / "mask" / f"{i:03d}.png", np.uint8(255) * view.mask)
         save_exr(folder / "depth" / f"{i:03d}.exr", view.depth)
         save_exr(folder / "visual_hull_depth" / f"{i:03d}.exr", hull.numpy())
     for i, camera in enumerate(input_cameras(scene, recipe.n_input_views, of_inputs)):
-        picture = render(scene, camera, (INPUT_SIZE, INPUT_SIZE), recipe.supersample, blend=True)
+        picture = look(camera, (INPUT_SIZE, INPUT_SIZE), blend=True)
         save_image(folder / "img_choy2016" / f"{i:03d}.jpg", picture.image, quality=95)
     np.savez(folder / "cameras.npz", **camera_arrays(cameras, ["world_mat", "camera_mat"]))
     np.savez(folder / "pointcloud.npz", **surface_arrays(scene, recipe.n_points, of_points))
