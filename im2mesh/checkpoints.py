@@ -203,8 +203,7 @@ def download(url):
 def locate(model_file, out_dir):
     """Path of ``test.model_file``: a URL is downloaded, a path is relative to ``out_dir``.
 
-    A file that is not there but in the working directory, like the models that ship with the
-    project, is taken from the latter.
+    A file that is not there but in the working directory is taken from the latter.
     """
     if is_url(model_file):
         return download(model_file)
