@@ -1,5 +1,6 @@
-"""Network layers."""
+"""Network layers and their arithmetic."""
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -19,3 +20,8 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x):
         return x + self.fc_1(F.relu(self.fc_0(F.relu(x))))
+
+
+def autocast(device, dtype):
+    """Context in which layers compute in ``dtype``; with None, in that of their weights."""
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)

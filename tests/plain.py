@@ -268,7 +268,8 @@ class _Image:
         logit = self.network(points)[:, 0]
         (gradient,) = torch.autograd.grad(logit.sum(), points, retain_graph=True)
         slope = (gradient * directions).sum(1)
-        slope = torch.where(slope < 0, slope.clamp(max=-1e-3), slope.clamp(min=1e-3))
+        least = self.options.min_slope
+        slope = torch.where(slope < 0, slope.clamp(max=-least), slope.clamp(min=least))
         found = torch.tensor([depths[i] for i in which], dtype=torch.float32)
         depth = found - (logit - logit.detach()) / slope
         return depth, points.detach() + (depth - found)[:, None] * directions

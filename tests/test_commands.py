@@ -401,12 +401,13 @@ def test_tensorboard_holds_every_term_images_and_the_mesh(project, out):
     terms = {
         "loss", "rgb", "image_gradients", "depth", "sparse_depth", "normal", "freespace", "occupied"
     }
+    figures = {"gradient_norm", "hit_share", "learning_rate", "rays_per_second"}
     metrics = {
         "loss_rgb_eval", "loss_depth_eval", "loss_sparse_depth_val", "normal_loss_eval",
         "mask_intersection", "mask_iou",
     }
     assert set(events.Tags()["scalars"]) == {
-        *(f"train/{name}" for name in terms | {"hit_share", "learning_rate", "rays_per_second"}),
+        *(f"train/{name}" for name in terms | figures),
         *(f"val/{name}" for name in terms | metrics),
     }
     for tag in events.Tags()["scalars"]:

@@ -53,8 +53,10 @@ PUBLISHED = yaml.safe_load(
 )
 OURS = {
     "data": {"remove_background": False, "skip_unreadable": False},
-    "model": {"coarse_bounds": True},
-    "training": {"max_iterations": None, "seed": 0},
+    "model": {"coarse_bounds": True, "min_slope": 0.001},
+    "training": {
+        "gradient_clip": None, "max_iterations": None, "precision": "float32", "seed": 0,
+    },
     "rendering": {
         "trajectory": "dataset", "turntable_elevation": 20, "turntable_axis": None, "fps": 15,
     },

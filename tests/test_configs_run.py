@@ -138,7 +138,7 @@ def test_config_trains_generates_and_renders(load, name):
     loader = make_loader(train_set, training["batch_size"], seed=0)
     report = trainer.train_step(next(iter(loader)), 0)
     wanted = {term for term, key in TERMS.items() if config["model"][key]}
-    assert set(report) - {"loss", "hit_share", "rays"} == wanted
+    assert set(report) - {"loss", "gradient_norm", "hit_share", "rays"} == wanted
     assert all(np.isfinite(value) for value in report.values()) and report["loss"] > 0
     gradients = [parameter.grad for parameter in model.parameters()]
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)

@@ -187,6 +187,12 @@ def test_slope_is_kept_away_from_zero_with_its_sign(slope, kept):
     assert logits.grad.item() == pytest.approx(-1 / kept)
 
 
+def test_the_least_slope_can_be_chosen():
+    logits = torch.zeros(3, requires_grad=True)
+    depth_with_gradient(torch.ones(3), logits, torch.tensor([0.1, -1.9, 4.0]), 2.0).sum().backward()
+    torch.testing.assert_close(logits.grad, torch.tensor([-0.5, 0.5, -0.25]))
+
+
 def test_slope_and_rate_are_constants():
     depth = torch.tensor([1.0, 2.0])
     logits, slope, rate, values = (torch.rand(2, requires_grad=True) for _ in range(4))

@@ -324,6 +324,72 @@ def test_schedule_of_steps_in_training():
     assert [function.training_steps(i)[0] for i in (2, 3, 4)] == [10, 20, 20]
 
 
+# ---- a scout -------------------------------------------------------------------------------------
+
+
+def padded_cube(field, **options):
+    """March one ray along z through [-0.55, 0.55] with 23 samples; depth = z + 2."""
+    return march(
+        field, tensor([[0.0, 0, -2]]), tensor([[0.0, 0, 1]]), tensor([1.45]), tensor([2.55]), 23,
+        **options,
+    )
+
+
+def slab(front, back):
+    return lambda points, rays: torch.minimum(points[:, 2] - front, back - points[:, 2])
+
+
+def test_a_scout_looks_and_the_field_refines():
+    exact, rough = Recorder(sphere()), Recorder(lambda p: 0.9 * sphere()(p) + 0.001)
+    rays = from_a_point()
+    alone = find(sphere(), *rays)
+    found = DepthFunction().find_surface(exact, *rays, scout=rough)
+    assert torch.equal(found.hit, alone.hit) and found.hit.any()
+    torch.testing.assert_close(found.depth, alone.depth, rtol=0, atol=1e-9)
+    assert len(rough.points) > 10 * len(exact.points)
+    # The field itself is asked at both ends of each bracket and in each of 8 secant steps, and
+    # again all along the few rays whose samples next to the surface the scout misjudges.
+    assert len(exact.points) <= 10 * int(found.hit.sum()) + 140 * 5
+
+
+@pytest.mark.parametrize("n_refine", [0, 1, 8])
+@pytest.mark.parametrize(
+    "scout, seen",
+    [
+        pytest.param(slab(-0.4, 0.3), True, id="too near"),
+        pytest.param(slab(-0.02, 0.3), True, id="too far"),
+        pytest.param(slab(-0.9, 0.3), True, id="starts inside"),
+        pytest.param(slab(0.9, 1.0), False, id="blind"),
+    ],
+)
+def test_where_a_scout_errs(scout, seen, n_refine):
+    """At the surface it is found out; what it does not see at all is missed."""
+    field = slab(-0.21, 0.3)
+    truth = padded_cube(field, n_secant_steps=n_refine)
+    found = padded_cube(field, n_secant_steps=n_refine, scout=scout)
+    assert truth.hit and found.hit == seen and not found.starts_inside
+    if seen:
+        assert torch.equal(found.depth, truth.depth)
+
+
+def test_a_scout_does_not_hide_a_start_inside():
+    field = slab(-0.9, 0.3)
+    assert padded_cube(field, scout=field).starts_inside.all()
+    assert padded_cube(field, scout=slab(-0.9, 0.1)).starts_inside.all()
+    late = padded_cube(field, scout=slab(-0.3, 0.3))  # the field is inside at either end of that
+    assert late.starts_inside.all() and not late.hit.any() and late.depth == 0
+
+
+def test_a_scout_goes_with_bounds():
+    scout, field = Recorder(sphere()), sphere()
+    side = lambda points: torch.where(points.norm(dim=1) > 0.4, -1, 0)  # noqa: E731
+    rays = *from_a_point(n_rays=50), *(torch.full((50,), depth).double() for depth in (1.0, 3.0))
+    plain_field = lambda points, _: field(points)  # noqa: E731
+    found = march(plain_field, *rays, 64, known_side=side, scout=scout)
+    assert torch.equal(found.depth, march(plain_field, *rays, 64).depth) and found.hit.any()
+    assert (scout.points.norm(dim=1) <= 0.4).all()
+
+
 # ---- refinement ----------------------------------------------------------------------------------
 
 

@@ -97,7 +97,7 @@ def check_against_plain(model, batch, trainer, n_steps, positions=None):
     options = trainer.options
     expected = plain.loss(model, batch, options, n_steps, UNIFORM, NORMAL, positions)
     terms = expected.terms(options.reduction)
-    assert set(report) == {"loss", "hit_share", "rays", *terms}
+    assert set(report) == {"loss", "gradient_norm", "hit_share", "rays", *terms}
     for name, term in terms.items():
         assert report[name] == pytest.approx(term.item(), rel=1e-4, abs=1e-6), name
     total = sum(options.weights[name] * term for name, term in terms.items())
@@ -132,6 +132,7 @@ def test_each_term_alone(views, constant_draws, term):
         {"patch_size": 3},
         {"always_freespace": False},
         {"depth_loss_on_world_points": True},
+        {"min_slope": 5.0},
         {"use_cube_intersection": False, "depth_range": (300.0, 700.0)},
     ],
     ids=lambda options: ", ".join(options) or "plain",
@@ -211,7 +212,8 @@ def test_without_hits_only_random_depths_remain(views, bias):
     surface = {name: 1.0 for name in ALL if name not in ("freespace", "occupied")}
     report = make_trainer(model, surface, patch_size=2).train_step(views(0), 0)
     assert report.pop("rays") > 0
-    assert report == {"loss": 0, "hit_share": 0, **dict.fromkeys(surface, 0)}
+    nothing = dict.fromkeys(("loss", "gradient_norm", "hit_share", *surface), 0)
+    assert report == nothing
     assert all(gradient.count_nonzero() == 0 for gradient in gradients(model).values())
 
     report = make_trainer(model, ALL, patch_size=2).train_step(views(0), 0)
@@ -372,7 +374,7 @@ def test_weights_of_zero_cost_nothing_and_change_nothing(views, monkeypatch):
     before = {name: p.clone() for name, p in model.named_parameters()}
     trainer = make_trainer(model, dict.fromkeys(ALL, 0.0), lr=1.0, patch_size=2)
     report = trainer.train_step(views(0), 0)
-    assert set(report) == {"loss", "hit_share", "rays"} and report["loss"] == 0
+    assert set(report) == {"loss", "gradient_norm", "hit_share", "rays"} and report["loss"] == 0
     assert sum(map(len, seen)) == 0
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
@@ -468,6 +470,54 @@ def test_a_step_is_one_of_the_optimizer(views):
             p.copy_(before[name])
     trainer.train_step(views(0), 0)
     assert all(torch.equal(once[name], g) for name, g in gradients(model).items())  # no pile-up
+
+
+def test_a_gradient_that_is_too_long_is_shortened(views):
+    free, clipped = make_model(), make_model()
+    norm = make_trainer(free, ALL).train_step(views(0), 0)["gradient_norm"]
+    whole = torch.nn.utils.get_total_norm(gradients(free).values())
+    assert norm == pytest.approx(float(whole)) and norm > 1
+    for most, factor in ((norm / 4, 0.25), (2 * norm, 1.0)):
+        report = make_trainer(clipped, ALL, gradient_clip=most).train_step(views(0), 0)
+        assert report["gradient_norm"] == pytest.approx(norm)  # as it was
+        for name, gradient in gradients(clipped).items():
+            torch.testing.assert_close(gradient, factor * gradients(free)[name], rtol=1e-4, atol=0)
+
+
+def test_reduced_precision_is_for_the_search_and_the_encoder(views, monkeypatch):
+    """The surface, the points of the loss and all weights stay in float32."""
+    seen = []
+
+    def spy(name, function):
+        def spied(*args):
+            seen.append((name, torch.is_autocast_enabled("cpu")))
+            return function(*args)
+
+        return spied
+
+    full, reduced = make_model(conditional=True), make_model(conditional=True)
+    for name in ("encoder", "decoder"):
+        monkeypatch.setattr(
+            getattr(reduced, name), "forward", spy(name, getattr(reduced, name).forward)
+        )
+    monkeypatch.setattr(reduced.decoder, "trace", spy("trace", reduced.decoder.trace))
+    batch = views(0, 1)
+    weights = {"rgb": 1.0, "freespace": 1.0, "occupied": 1.0}
+    expected = make_trainer(full, weights).train_step(batch, 0)
+    trainer = make_trainer(reduced, weights, precision=torch.bfloat16)
+    report = trainer.train_step(batch, 0)
+    assert set(seen) == {
+        ("encoder", True), ("decoder", True), ("decoder", False), ("trace", False)
+    }
+    assert report["hit_share"] == pytest.approx(expected["hit_share"], abs=0.02)
+    assert report["loss"] == pytest.approx(expected["loss"], rel=0.05)
+    for name, gradient in gradients(reduced).items():
+        expected = gradients(full)[name]
+        assert gradient.dtype == torch.float32
+        assert torch.cosine_similarity(gradient.flatten(), expected.flatten(), 0) > 0.97, name
+    seen.clear()
+    trainer.evaluate([batch])
+    assert ("decoder", True) not in seen and ("encoder", True) not in seen
 
 
 def test_training_learns_the_scene(views):

@@ -23,6 +23,7 @@ IMAGE_ENCODERS = {
     **{f"resnet{depth}": partial(ResnetEncoder, depth) for depth in (18, 34, 50, 101)},
     "simple_conv": ConvEncoder,
 }
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 LOSS_TERMS = {  # term of the loss: key of its weight in the section model
     "rgb": "lambda_rgb",
     "image_gradients": "lambda_image_gradients",
@@ -174,13 +175,15 @@ def get_trainer(config, model, optimizer, device):
         patch_size=config["model"]["patch_size"],
         reduction=config["model"]["reduction_method"],
         coarse_bounds=config["model"]["coarse_bounds"],
+        min_slope=config["model"]["min_slope"],
         depth_range=tuple(config["data"]["depth_range"]),
+        precision=PRECISIONS[training["precision"]],
         **{
             key: training[key]
             for key in (
                 "n_training_points", "n_eval_points", "sample_continuous",
                 "occupancy_random_normal", "depth_loss_on_world_points", "use_cube_intersection",
-                "always_freespace",
+                "always_freespace", "gradient_clip",
             )
         },
     )

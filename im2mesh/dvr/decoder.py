@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from im2mesh.layers import ResnetBlock
+from im2mesh.layers import ResnetBlock, autocast
 
 LEAKY_SLOPE = 0.2
 
@@ -113,7 +113,8 @@ class Decoder(nn.Module):
                 return torch.cat(
                     [self(points[p], shifts, None if objects is None else objects[p]) for p in parts]
                 )
-        net = self.fc_p(points)
+        with autocast(points.device, None):  # eight bits would not tell points apart
+            net = self.fc_p(points)
         for i, block in enumerate(self.blocks):
             net = block(self._shift(net, shifts, objects, i))
         return self.fc_out(F.leaky_relu(net, self.slope))

@@ -8,10 +8,8 @@ The march that finds d keeps no graph. One evaluation of the network at p, with 
 that training needs: memory does not depend on the number of steps of the march.
 """
 
-MIN_SLOPE = 1e-3
 
-
-def depth_with_gradient(depth, logits, slope):
+def depth_with_gradient(depth, logits, slope, min_slope=1e-3):
     """The found depth, with the gradient of the implicit surface attached.
 
     Parameters
@@ -22,7 +20,10 @@ def depth_with_gradient(depth, logits, slope):
         The field at the found points, with its graph to weights and latent codes.
     slope : Tensor (M,)
         ``grad_p f(p) . w``, the derivative of the field along the ray by depth; taken as a
-        constant, its size kept at or above 1e-3 with its sign.
+        constant, its size kept at or above ``min_slope`` with its sign.
+    min_slope : float
+        Where a ray grazes the surface, the true slope and with it the loss of a ray say little,
+        and their quotient can outweigh all other rays.
 
     Returns
     -------
@@ -30,7 +31,7 @@ def depth_with_gradient(depth, logits, slope):
         Values of ``depth``; differentiable with respect to all that ``logits`` depends on.
     """
     slope = slope.detach()
-    slope = slope.abs().clamp_min(MIN_SLOPE).copysign(slope)
+    slope = slope.abs().clamp_min(min_slope).copysign(slope)
     return depth - (logits - logits.detach()) / slope
 
 

@@ -5,6 +5,7 @@ from torch import nn
 
 from im2mesh.dvr.raymarch import DepthFunction
 from im2mesh.encoder import ResnetEncoder
+from im2mesh.layers import autocast
 
 
 class DVR(nn.Module):
@@ -24,7 +25,7 @@ class DVR(nn.Module):
         self.encoder = encoder
         self.depth_function = depth_function
 
-    def encode(self, inputs):
+    def encode(self, inputs, dtype=None):
         """Latent shifts of the decoder's blocks for a batch of inputs.
 
         Parameters
@@ -32,6 +33,8 @@ class DVR(nn.Module):
         inputs : Tensor or None
             The batch's ``inputs``, on any device: images uint8 (B, 3, h, w), or numbers of
             training objects int64 (B,); None without an encoder.
+        dtype : torch.dtype or None
+            Reduced precision of the encoder's arithmetic; the result is of the weights' type.
 
         Returns
         -------
@@ -44,7 +47,9 @@ class DVR(nn.Module):
         inputs = inputs.to(weight.device)
         if inputs.dtype == torch.uint8:
             inputs = inputs.to(weight.dtype) / 255
-        return self.decoder.condition(self.encoder(inputs))
+        with autocast(weight.device, dtype):
+            codes = self.encoder(inputs)
+        return self.decoder.condition(codes.to(weight.dtype))
 
     def load_start_weights(self):
         """Put in the weights that training from scratch starts from and that are not random.
@@ -57,7 +62,7 @@ class DVR(nn.Module):
         if isinstance(self.encoder, ResnetEncoder):
             self.encoder.load_pretrained()
 
-    def logit_field(self, shifts=None, objects=None):
+    def logit_field(self, shifts=None, objects=None, dtype=None):
         """Occupancy logits as a function (points (M, 3), rays (M,)) -> (M,).
 
         Parameters
@@ -66,10 +71,14 @@ class DVR(nn.Module):
             From :meth:`encode`.
         objects : Tensor (R,), int64, or None
             The object of every ray; None when there is one object only.
+        dtype : torch.dtype or None
+            Reduced precision of the arithmetic; the logits are of the points' type all the same.
         """
 
         def field(points, rays=None):
-            return self.decoder(points, shifts, None if objects is None else objects[rays])[:, 0]
+            with autocast(points.device, dtype):
+                out = self.decoder(points, shifts, None if objects is None else objects[rays])
+            return out[:, 0].to(points.dtype)
 
         return field
 
@@ -82,10 +91,15 @@ class DVR(nn.Module):
         return self.decoder.out_dim == 4
 
     def find_surface(self, origins, directions, shifts=None, objects=None, n_steps=None,
-                     generator=None, bounds=None):
-        """March rays (R, 3) of one or more objects; see :meth:`DepthFunction.find_surface`."""
+                     generator=None, bounds=None, dtype=None):
+        """March rays (R, 3) of one or more objects; see :meth:`DepthFunction.find_surface`.
+
+        With a reduced precision ``dtype`` the surface is looked for in it; where it was found, it
+        is made sure of and refined in full precision.
+        """
         return self.depth_function.find_surface(
-            self.logit_field(shifts, objects), origins, directions, n_steps, generator, bounds
+            self.logit_field(shifts, objects), origins, directions, n_steps, generator, bounds,
+            scout=None if dtype is None else self.logit_field(shifts, objects, dtype),
         )
 
     def normals(self, trace):

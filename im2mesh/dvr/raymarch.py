@@ -40,7 +40,7 @@ class RayHits:
 
 @torch.no_grad()
 def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8, method="secant",
-          max_points=None, known_side=None):
+          max_points=None, known_side=None, scout=None):
     """First crossing from free space into the object along every ray.
 
     ``n_steps`` depths are placed evenly over [near, far], both ends included. They are
@@ -66,6 +66,9 @@ def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8, m
         -1 where the field is taken to be negative and 1 where it is taken to be positive, so that
         it need not be evaluated; 0 where it has to be. The two samples around a surface are
         evaluated all the same, and a ray that this proves wrong is searched anew without help.
+    scout : callable or None
+        A cheaper, less exact ``field`` that looks for the surface in its place; the same holds
+        for the two samples around the surface and for rays that they prove wrong.
 
     Returns
     -------
@@ -78,29 +81,31 @@ def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8, m
     if not torch.is_tensor(n_steps):
         n_steps = torch.full((n_rays,), n_steps, dtype=torch.long, device=near.device)
 
-    def evaluate(rays, depths):
+    def evaluate(rays, depths, field=field):
         return _evaluate(field, origins, directions, rays, depths, max_points)
 
     def sample(rays, depths):
-        """Values, infinite where their sign is known without evaluation."""
+        """Values of the scout, infinite where their sign is known without evaluation."""
         if known_side is None:
-            return evaluate(rays, depths)
+            return evaluate(rays, depths, scout or field)
         side = known_side(torch.addcmul(origins[rays], depths[:, None], directions[rays]))
         values = torch.where(side < 0, -torch.inf, torch.inf).to(depths.dtype)
         asked = side == 0
-        values[asked] = evaluate(rays[asked], depths[asked])
+        values[asked] = evaluate(rays[asked], depths[asked], scout or field)
         return values
 
     def complete(rays, depths, values):
-        """Evaluate what was not."""
-        skipped = values.isinf()
+        """Evaluate what the field itself was not asked for."""
+        skipped = values.isinf() if scout is None else torch.ones_like(values, dtype=torch.bool)
         values[skipped] = evaluate(rays[skipped], depths[skipped])
 
     active = (far > near).nonzero()[:, 0]
     brackets = []
     value = sample(active, near[active])
-    inside = (value == torch.inf).nonzero()[:, 0]
-    value[inside] = evaluate(active[inside], near[active[inside]])
+    inside = (value >= 0).nonzero()[:, 0]
+    at_start = value[inside]
+    complete(active[inside], near[active[inside]], at_start)
+    value[inside] = at_start
     starts_inside[active] = value >= 0
     active, value = active[value < 0], value[value < 0]
     step = 1
@@ -222,7 +227,7 @@ class DepthFunction:
         return tuple(torch.full_like(origins[:, 0], depth) for depth in self.depth_range)
 
     def find_surface(self, logit_field, origins, directions, n_steps=None, generator=None,
-                     bounds=None):
+                     bounds=None, scout=None):
         """March rays (R, 3) through a field of occupancy logits.
 
         Parameters
@@ -234,6 +239,8 @@ class DepthFunction:
             CPU generator for the number of samples of each ray, where it is not fixed.
         bounds : im2mesh.dvr.bounds.OccupancyBounds or None
             Knows where the field need not be evaluated.
+        scout : callable or None
+            A cheaper ``logit_field`` to search with, see :func:`march`.
 
         Returns
         -------
@@ -244,8 +251,12 @@ class DepthFunction:
         if high - low > 1:
             steps = torch.randint(low, high, (len(origins),), generator=generator)
             steps = steps.to(origins.device)
+
+        def shifted(field):
+            return field and (lambda points, rays: field(points, rays) - self.logit_threshold)
+
         return march(
-            lambda points, rays: logit_field(points, rays) - self.logit_threshold,
+            shifted(logit_field),
             origins,
             directions,
             *self.interval(origins, directions),
@@ -254,6 +265,7 @@ class DepthFunction:
             method=self.method,
             max_points=self.max_points,
             known_side=bounds and bounds.side(self.logit_threshold),
+            scout=shifted(scout),
         )
 
 

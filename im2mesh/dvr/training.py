@@ -51,6 +51,9 @@ class LossOptions:
     use_cube_intersection: bool = True
     always_freespace: bool = True
     coarse_bounds: bool = True
+    min_slope: float = 1e-3
+    gradient_clip: float | None = None
+    precision: torch.dtype | None = None
 
 
 @dataclass
@@ -129,8 +132,8 @@ class Trainer:
         -------
         dict of float
             ``loss``, every term by its name (summed or averaged as the options say, divided by
-            the batch size, without its lambda), ``hit_share``, the share of rays that found a
-            surface, and ``rays``, their number.
+            the batch size, without its lambda), ``gradient_norm`` before clipping, ``hit_share``,
+            the share of rays that found a surface, and ``rays``, their number.
 
         Raises
         ------
@@ -143,7 +146,7 @@ class Trainer:
         rays = self._sample(batch, self.options.n_training_points, generator)
         wanted = {name for name, weight in self.options.weights.items() if weight != 0}
         bounds = self._bounds(iteration)
-        shifts = self.model.encode(batch.get("inputs"))
+        shifts = self.model.encode(batch.get("inputs"), self.options.precision)
         values, hit = self._terms(rays, shifts, wanted, steps, generator, bounds)
         terms = self._reduced(values, len(batch["img"]))
         loss = self._weighted(terms)
@@ -153,13 +156,23 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if loss.requires_grad:
             loss.backward()
-            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-            if not torch.nn.utils.get_total_norm(gradients).isfinite():
+            norm = self._clip_gradient()
+            if not norm.isfinite():
                 raise FloatingPointError("the gradient of the loss is not finite")
             self.optimizer.step()
-        report = {"loss": loss, **terms, "hit_share": hit.float().mean()}
+        else:
+            norm = torch.zeros(())
+        report = {"loss": loss, **terms, "gradient_norm": norm, "hit_share": hit.float().mean()}
         report = {name: float(value.detach()) for name, value in report.items()}
         return report | {"rays": len(rays.origins)}
+
+    def _clip_gradient(self):
+        """The norm of the gradient; one above ``gradient_clip`` is brought down to it."""
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        if self.options.gradient_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.options.gradient_clip, norm)
+        return norm
 
     @property
     def metrics(self):
@@ -284,7 +297,8 @@ class Trainer:
         """
         decoder, n_pixels = self.model.decoder, len(rays.mask)
         hits = self.model.find_surface(
-            rays.origins, rays.directions, shifts, rays.objects, n_steps, generator, bounds
+            rays.origins, rays.directions, shifts, rays.objects, n_steps, generator, bounds,
+            self.options.precision if torch.is_grad_enabled() else None,
         )
         hit = hits.hit[:n_pixels]
         groups = self._choose(rays, hits.hit, wanted, generator)
@@ -308,7 +322,9 @@ class Trainer:
                 rate = decoder.directional_derivative(
                     trace[: len(moving)], rays.directions[moving]
                 )
-            attached = depth_with_gradient(found, out[: len(moving), 0], rate[:, 0])
+            attached = depth_with_gradient(
+                found, out[: len(moving), 0], rate[:, 0], self.options.min_slope
+            )
             colors = follow_surface(out[: len(moving), 1:], rate[:, 1:], found, attached)
         else:
             attached, colors = found, out[: len(moving), 1:]
