@@ -309,7 +309,7 @@ def test_steps_are_drawn_from_low_to_below_high():
 def test_n_steps_128_129_is_128():
     origins, directions = along_z(n_side=2)
     field = Recorder(lambda p: torch.full_like(p[:, 0], -1.0))
-    DepthFunction().find_surface(field, origins, directions)
+    DepthFunction(adaptive=False).find_surface(field, origins, directions)
     assert (field.rays.bincount() == 128).all()
 
 
@@ -322,6 +322,75 @@ def test_schedule_of_steps_in_training():
     assert function.training_steps(0) == (30, 50)
     function = DepthFunction(init_resolution=10, schedule_milestones=(3,))
     assert [function.training_steps(i)[0] for i in (2, 3, 4)] == [10, 20, 20]
+
+
+# ---- a first look --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_steps", [16, 40, 64, 128, 1000])
+@pytest.mark.parametrize("n_coarse", [2, 5, 16])
+def test_a_smooth_surface_is_found_with_less_work(n_steps, n_coarse):
+    """A signed distance has slope 1 everywhere: nothing is missed, whatever the first look."""
+    shape = union(sphere(0.2, (0.1, 0, -0.2)), box(0.3, 0.05, 0.1, center=(0, -0.3, 0.2)))
+    rays = from_a_point(n_rays=600)
+    interval = DepthFunction().interval(*rays)
+    full, part = Recorder(shape), Recorder(shape)
+    expected = march(full, *rays, *interval, n_steps)
+    hits = march(part, *rays, *interval, n_steps, n_coarse=n_coarse)
+    assert torch.equal(hits.hit, expected.hit) and hits.hit.any() and not hits.hit.all()
+    assert torch.equal(hits.depth, expected.depth)
+    if n_steps >= 64:
+        assert sum(part.sizes) < 0.6 * sum(full.sizes)
+
+
+@pytest.mark.parametrize("n_steps", [2, 3, 9, 16, 33, 100, "random"])
+def test_bumps_after_a_first_look(n_steps):
+    """Holes and thin parts everywhere, rays from inside; a thin part may be missed now and then."""
+    field = bumps(3)
+    origins, directions = from_a_point(n_rays=2000, seed=3)
+    origins = origins.clone()
+    origins[:80] *= 0.2
+    interval = DepthFunction().interval(origins, directions)
+    if n_steps == "random":
+        n_steps = torch.randint(2, 200, (2000,), generator=torch.Generator().manual_seed(0))
+    expected = march(field, origins, directions, *interval, n_steps)
+    hits = march(field, origins, directions, *interval, n_steps, n_coarse=16)
+    assert torch.equal(hits.starts_inside, expected.starts_inside) and hits.starts_inside.any()
+    assert (hits.depth != expected.depth).float().mean() <= 1e-3 and hits.hit.any()
+
+
+def test_the_first_of_several_surfaces_counts():
+    """The first look sees the last slab only, a closer look the one in front of it."""
+    origins, directions = along_z(n_side=1, width=0.0)
+    near, far = tensor([1.5]), tensor([2.5])
+
+    def field(points, rays):  # slabs around depths 1.72 and 2.3, slope 1
+        z = points[:, 2] + 2
+        return torch.maximum(0.02 - (z - 1.72).abs(), 0.15 - (z - 2.3).abs())
+
+    hits = march(field, origins, directions, near, far, 101, n_coarse=4)
+    check(hits, origins, directions, [1.7])
+
+
+def test_what_rises_faster_than_all_that_was_seen_is_missed():
+    origins, directions = along_z(n_side=1, width=0.0)
+    near, far = tensor([1.5]), tensor([2.5])
+
+    def field(points, rays):
+        return torch.where((points[:, 2] - 0.13).abs() < 0.02, 1.0, -1.0).double()
+
+    assert march(field, origins, directions, near, far, 101).hit
+    assert not march(field, origins, directions, near, far, 101, n_coarse=4).hit
+
+
+def test_a_first_look_goes_with_bounds_and_a_scout():
+    scout, field = Recorder(sphere()), sphere()
+    side = lambda points: torch.where(points.norm(dim=1) > 0.4, -1, 0)  # noqa: E731
+    rays = *from_a_point(n_rays=50), *(torch.full((50,), depth).double() for depth in (1.0, 3.0))
+    plain_field = lambda points, _: field(points)  # noqa: E731
+    found = march(plain_field, *rays, 64, n_coarse=8, known_side=side, scout=scout)
+    assert torch.equal(found.depth, march(plain_field, *rays, 64).depth) and found.hit.any()
+    assert (scout.points.norm(dim=1) <= 0.4).all()
 
 
 # ---- a scout -------------------------------------------------------------------------------------
@@ -343,9 +412,9 @@ def test_a_scout_looks_and_the_field_refines():
     exact, rough = Recorder(sphere()), Recorder(lambda p: 0.9 * sphere()(p) + 0.001)
     rays = from_a_point()
     alone = find(sphere(), *rays)
-    found = DepthFunction().find_surface(exact, *rays, scout=rough)
+    found = DepthFunction(adaptive=False, method="secant").find_surface(exact, *rays, scout=rough)
     assert torch.equal(found.hit, alone.hit) and found.hit.any()
-    torch.testing.assert_close(found.depth, alone.depth, rtol=0, atol=1e-9)
+    torch.testing.assert_close(found.depth, alone.depth, rtol=0, atol=1e-5)
     assert len(rough.points) > 10 * len(exact.points)
     # The field itself is asked at both ends of each bracket and in each of 8 secant steps, and
     # again all along the few rays whose samples next to the surface the scout misjudges.
@@ -408,6 +477,47 @@ def test_refinement_step_by_step(method, n_refine):
     assert hits.depth.item() == pytest.approx(expected[0], abs=1e-13)
 
 
+def kink(points, rays):
+    """Steep outside, flat inside, as logits often are: the secant creeps."""
+    height = points[:, 2] - 0.0123
+    return torch.where(height < 0, 300 * height, height)
+
+
+@pytest.mark.parametrize("field, tolerance", [(curved, 1e-5), (kink, 1e-3)])
+def test_less_work_for_a_better_depth(field, tolerance):
+    """Against 8 secant steps: no more evaluations, and a smaller error."""
+    origins, directions = along_z(n_side=5)
+    near, far = tensor([1.45]).expand(25), tensor([2.55]).expand(25)
+    exact = march(field, origins, directions, near, far, 16, n_secant_steps=60, method="bisection")
+    error, work = {}, {}
+    for method in ("chandrupatla", "secant"):
+        asked = Recorder(lambda p: field(p, None))
+        hits = march(asked, origins, directions, near, far, 16, method=method)
+        error[method] = (hits.depth - exact.depth).abs().max()
+        work[method] = sum(asked.sizes)
+    assert exact.hit.all() and error["chandrupatla"] < tolerance
+    assert work["chandrupatla"] < work["secant"]
+    assert field is curved or error["secant"] > 10 * tolerance
+
+
+def test_a_ray_is_refined_until_its_depth_is_known():
+    """A plane soon, a kink later; each ray on its own."""
+    origins, directions = along_z(n_side=2)
+    near, far = tensor([1.45]).expand(4), tensor([2.55]).expand(4)
+
+    def field(points):
+        return torch.where(points[:, 0] < 0, points[:, 2] - 0.0123, kink(points, None))
+
+    counts = []
+    for n_secant_steps in (0, 20):
+        asked = Recorder(field)
+        march(asked, origins, directions, near, far, 16, n_secant_steps=n_secant_steps)
+        counts.append(asked.rays.bincount())
+    at_plane, at_kink = (counts[1] - counts[0]).view(2, 2)
+    assert (at_plane == at_plane[0]).all() and (at_kink == at_kink[0]).all()
+    assert 0 < at_plane[0] <= 3 < at_kink[0] < 12
+
+
 def test_bisection_halves():
     origins, directions = along_z(n_side=1, width=0.0)
     near, far = tensor([1.0]), tensor([3.0])
@@ -433,7 +543,7 @@ def test_refinement_evaluates_each_hit_so_many_times(n_refine):
     origins, directions = along_z()
     field = Recorder(sphere())
     near, far = tensor([1.45]).expand(81), tensor([2.55]).expand(81)
-    hits = march(field, origins, directions, near, far, 64, n_secant_steps=n_refine)
+    hits = march(field, origins, directions, near, far, 64, n_secant_steps=n_refine, method="secant")
     bare = Recorder(sphere())
     march(bare, origins, directions, near, far, 64, n_secant_steps=0)
     assert sum(field.sizes) - sum(bare.sizes) == n_refine * hits.hit.sum() > 0 or n_refine == 0

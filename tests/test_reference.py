@@ -7,6 +7,7 @@ from im2mesh import geometry
 from im2mesh.dvr import losses
 from im2mesh.dvr.implicit import depth_with_gradient, follow_surface
 from im2mesh.dvr.model import DVR
+from im2mesh.dvr.raymarch import DepthFunction
 from tests.reference import both_files, load, needs_reference
 
 pytestmark = needs_reference
@@ -21,7 +22,7 @@ class Scene:
 
     def __init__(self, name):
         self.data, decoder = load(name)
-        self.model = DVR(decoder)
+        self.model = DVR(decoder, depth_function=DepthFunction(method="secant"))  # as published
         self.c = self.data["c"].clone().requires_grad_()
         self.shifts = decoder.condition(self.c)
         batch, n_rays = self.data["pixels"].shape[:2]

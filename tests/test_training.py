@@ -59,7 +59,9 @@ def make_model(conditional=False, seed=0, bias=0.0, **options):
         encoder = torch.nn.Embedding(5, 4)
         with torch.no_grad():
             encoder.weight.copy_(torch.linspace(-1, 1, 20).view(5, 4))
-    return DVR(decoder, encoder, DepthFunction(schedule_ray_sampling=False, **options))
+    # Normals jump from one linear piece of the field to the next: find the points of the twin.
+    options = {"schedule_ray_sampling": False, "method": "secant", **options}
+    return DVR(decoder, encoder, DepthFunction(**options))
 
 
 def make_trainer(model, weights, lr=0.0, seed=0, **options):

@@ -14,8 +14,11 @@ import torch
 
 from im2mesh.geometry import CUBE_PADDING, cube_interval
 
+METHODS = ("chandrupatla", "secant", "bisection")
+TOLERANCE = 5e-6  # of a depth, as a share of its ray's interval
 MIN_BLOCK = 8  # samples per ray between two looks at which rays have found their surface
 MAX_BLOCKS = 32  # such looks per ray
+N_COARSE = 16  # samples per ray of the first look of an adaptive search
 
 
 @dataclass
@@ -39,13 +42,18 @@ class RayHits:
 
 
 @torch.no_grad()
-def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8, method="secant",
-          max_points=None, known_side=None, scout=None):
+def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8,
+          method=METHODS[0], max_points=None, n_coarse=None, known_side=None, scout=None):
     """First crossing from free space into the object along every ray.
 
     ``n_steps`` depths are placed evenly over [near, far], both ends included. They are
     evaluated front to back, a block at a time, and a ray takes no further part once its first
     non-negative sample is known; the crossing in front of it is then refined.
+
+    With ``n_coarse``, only so many samples are evaluated at first, evenly spread. Between two of
+    them, a and b apart by l, the field stays below ``(f_a + f_b + s * l) / 2`` if it rises and falls
+    no faster than s; where that is negative there is nothing to find, elsewhere the interval is
+    halved. s is the steepest slope seen so far between neighbours, on any ray.
 
     Parameters
     ----------
@@ -57,11 +65,14 @@ def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8, m
     n_steps : int or Tensor (R,), int64
         Samples per ray, at least 2.
     n_secant_steps : int
-        Field evaluations spent on the refinement of each hit.
-    method : {"secant", "bisection"}
-        Bracketed secant or interval halving.
+        Field evaluations spent on the refinement of each hit, at most.
+    method : {"chandrupatla", "secant", "bisection"}
+        Inverse quadratic interpolation and bisection in turn, which ends a ray's refinement as soon as
+        its depth is known; or the bracketed secant, as published, or interval halving.
     max_points : int or None
         Upper bound on the points of one call of ``field``.
+    n_coarse : int or None
+        Samples per ray of a first look, from 2 on; None evaluates all that lie before the surface.
     known_side : callable (points (M, 3)) -> int8 (M,), or None
         -1 where the field is taken to be negative and 1 where it is taken to be positive, so that
         it need not be evaluated; 0 where it has to be. The two samples around a surface are
@@ -99,8 +110,12 @@ def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8, m
         skipped = values.isinf() if scout is None else torch.ones_like(values, dtype=torch.bool)
         values[skipped] = evaluate(rays[skipped], depths[skipped])
 
+    last = n_steps - 1  # index of a ray's last sample
+
+    def depth_of(rays, index):
+        return torch.lerp(near[rays], far[rays], index.to(near.dtype) / last[rays])
+
     active = (far > near).nonzero()[:, 0]
-    brackets = []
     value = sample(active, near[active])
     inside = (value >= 0).nonzero()[:, 0]
     at_start = value[inside]
@@ -108,37 +123,65 @@ def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8, m
     value[inside] = at_start
     starts_inside[active] = value >= 0
     active, value = active[value < 0], value[value < 0]
-    step = 1
-    block = max(MIN_BLOCK, int(n_steps.max()) // MAX_BLOCKS) if n_rays else MIN_BLOCK
+
+    # The first look: intervals (low, high) between samples, up to the first that ends inside.
+    strides = torch.ones_like(n_steps) if n_coarse is None else (n_steps // n_coarse).clamp_min(1)
+    block = max(MIN_BLOCK, int((n_steps // strides).max()) // MAX_BLOCKS) if n_rays else MIN_BLOCK
+    index = torch.zeros_like(active)
+    intervals = [(active[:0], index[:0], value[:0], index[:0], value[:0])]
     while len(active):
-        steps = torch.arange(step, step + block, device=near.device)
-        last = n_steps[active, None] - 1
-        fraction = steps.to(near.dtype) / last
-        depths = torch.lerp(near[active, None], far[active, None], fraction)
-        exists = steps <= last
-        values = near.new_full(depths.shape, -torch.inf)
-        values[exists] = sample(active[:, None].expand(depths.shape)[exists], depths[exists])
-        inside, first = (values >= 0).max(dim=1)
-        if inside.any():
-            # The sample before the first inside one: of this block, or the last of the block before.
-            rays, at = active[inside], first[inside, None]
-            before = (steps[0] - 1).to(near.dtype) / last[inside]
-            low = torch.lerp(near[rays, None], far[rays, None], before)
-            low = torch.cat([low, depths[inside]], dim=1).gather(1, at)[:, 0]
-            low_value = torch.cat([value[inside, None], values[inside]], dim=1).gather(1, at)[:, 0]
-            high, high_value = depths[inside].gather(1, at)[:, 0], values[inside].gather(1, at)[:, 0]
-            brackets.append((rays, low, low_value, high, high_value))
-        step += block
-        goes_on = ~inside & (step <= last[:, 0])
-        active, value = active[goes_on], values[goes_on, -1]
+        stride, end = strides[active, None], last[active, None]
+        high = index[:, None] + stride * torch.arange(1, block + 1, device=near.device)
+        exists = high < end + stride
+        high = torch.minimum(high, end)
+        rays = active[:, None].expand(high.shape)
+        high_value = near.new_full(high.shape, -torch.inf)
+        high_value[exists] = sample(rays[exists], depth_of(rays[exists], high[exists]))
+        low = torch.cat([index[:, None], high[:, :-1]], dim=1)
+        low_value = torch.cat([value[:, None], high_value[:, :-1]], dim=1)
+        inside = high_value >= 0
+        of_use = exists & (inside.cumsum(dim=1) <= inside.long()) & (inside | (high > low + 1))
+        intervals.append([t[of_use] for t in (rays, low, low_value, high, high_value)])
+        goes_on = ~inside.any(dim=1) & (high[:, -1] < end[:, 0])
+        active, index, value = active[goes_on], high[goes_on, -1], high_value[goes_on, -1]
+
+    # A closer look into intervals that may hide a sample inside: halves, halves of halves.
+    rays, low, low_value, high, high_value = (torch.cat(parts) for parts in zip(*intervals))
+    first = torch.full_like(n_steps, torch.iinfo(n_steps.dtype).max)  # known sample inside
+    pitch = (far - near) / last * directions.norm(dim=1)  # distance of neighbouring samples
+    steepest = near.new_zeros(())
+    brackets = []
+    while len(rays):
+        inside = high_value >= 0
+        first.scatter_reduce_(0, rays[inside], high[inside], "amin")
+        length = (high - low) * pitch[rays]
+        slopes = (high_value - low_value).abs() / length
+        steepest = torch.maximum(steepest, slopes.where(slopes.isfinite(), 0).max())
+        # Known to be negative, not how much: no less than 0 for what follows.
+        ends = sum(value.where(value.isfinite(), 0) for value in (low_value, high_value))
+        narrow = high == low + 1
+        found = narrow & inside
+        brackets.append([t[found] for t in (rays, low, low_value, high, high_value)])
+        split = ~narrow & (inside | (ends + steepest * length >= 0)) & (low < first[rays])
+        rays, low, low_value, high, high_value = (
+            t[split] for t in (rays, low, low_value, high, high_value)
+        )
+        middle = (low + high) // 2
+        value = sample(rays, depth_of(rays, middle))
+        rays = torch.cat([rays, rays])
+        low, high = torch.cat([low, middle]), torch.cat([middle, high])
+        low_value, high_value = torch.cat([low_value, value]), torch.cat([value, high_value])
 
     if brackets:
         rays, low, low_value, high, high_value = (torch.cat(parts) for parts in zip(*brackets))
+        nearest = high == first[rays]
+        rays, low_value, high_value = rays[nearest], low_value[nearest], high_value[nearest]
+        low, high = depth_of(rays, low[nearest]), depth_of(rays, high[nearest])
         complete(rays, low, low_value)
         complete(rays, high, high_value)
         depth[rays] = _refine(
-            lambda depths: evaluate(rays, depths), low, low_value, high, high_value,
-            n_secant_steps, method,
+            lambda depths, rows: evaluate(rays[rows], depths), low, low_value, high, high_value,
+            n_secant_steps, method, TOLERANCE * (far - near)[rays],
         )
         wrong = rays[(low_value >= 0) | (high_value < 0)]
         if len(wrong):
@@ -164,10 +207,14 @@ class DepthFunction:
     n_steps : (int, int)
         Samples per ray are drawn from the integers [n_steps[0], n_steps[1]).
     n_secant_steps : int
-        Field evaluations for the refinement of each hit.
+        Field evaluations for the refinement of each hit, at most.
     depth_range : (float, float)
         Depths searched when ``check_cube_intersection`` is off.
-    method : {"secant", "bisection"}
+    method : {"chandrupatla", "secant", "bisection"}
+        Of the refinement, see :func:`march`.
+    adaptive : bool
+        Leave out samples between two that are too far below the surface for it to lie between
+        them, see ``n_coarse`` of :func:`march`.
     check_cube_intersection : bool
         Search the ray's interval in the cube with padding 0.1.
     max_points : int
@@ -181,7 +228,8 @@ class DepthFunction:
     n_steps: tuple = (128, 129)
     n_secant_steps: int = 8
     depth_range: tuple = (0.0, 2.4)
-    method: str = "secant"
+    method: str = METHODS[0]
+    adaptive: bool = True
     check_cube_intersection: bool = True
     max_points: int = 2**18
     schedule_ray_sampling: bool = True
@@ -193,7 +241,7 @@ class DepthFunction:
         steps = len(self.n_steps) == 2 and 2 <= self.n_steps[0] < self.n_steps[1]
         for right, wanted in (
             (0 < self.tau < 1, "tau must lie between 0 and 1"),
-            (self.method in ("secant", "bisection"), "method must be secant or bisection"),
+            (self.method in METHODS, f"method must be one of {', '.join(METHODS)}"),
             (steps, "n_steps must be [low, high] with 2 <= low < high"),
             (near_far, "depth_range must be [near, far] with 0 <= near < far"),
             (self.n_secant_steps >= 0, "n_secant_steps must not be negative"),
@@ -264,6 +312,7 @@ class DepthFunction:
             n_secant_steps=self.n_secant_steps,
             method=self.method,
             max_points=self.max_points,
+            n_coarse=N_COARSE if self.adaptive else None,
             known_side=bounds and bounds.side(self.logit_threshold),
             scout=shifted(scout),
         )
@@ -277,20 +326,67 @@ def _evaluate(field, origins, directions, rays, depths, max_points):
     return torch.cat([field(p, r) for p, r in zip(points.split(size), rays.split(size))])
 
 
-def _refine(evaluate, low, low_value, high, high_value, n_steps, method):
-    """Root between ``low`` (negative value) and ``high`` (value >= 0), one of each per ray."""
+def _refine(evaluate, low, low_value, high, high_value, n_steps, method, tolerance):
+    """Root between ``low`` (negative value) and ``high`` (value >= 0), one of each per ray.
+
+    ``evaluate(depths (M,), rows (M,))`` gives the field at depths of some of the rays.
+    """
+    if method == "chandrupatla":
+        return _chandrupatla(evaluate, low, low_value, high, high_value, n_steps, tolerance)
 
     def guess():
         if method == "bisection":
             return (low + high) / 2
-        rise = high_value - low_value
-        return torch.where(rise > 0, low - low_value * (high - low) / rise, (low + high) / 2)
+        return _secant(low, low_value, high, high_value)
 
-    depth = guess()
+    depth, rows = guess(), torch.arange(len(low), device=low.device)
     for _ in range(n_steps):
-        value = evaluate(depth)
+        value = evaluate(depth, rows)
         outside = value < 0
         low, low_value = torch.where(outside, depth, low), torch.where(outside, value, low_value)
         high, high_value = torch.where(outside, high, depth), torch.where(outside, high_value, value)
         depth = guess()
     return depth
+
+
+def _secant(a, f_a, b, f_b):
+    """Where the line through two points of a function is zero; the middle if it is never."""
+    share = f_a / (f_a - f_b)
+    return torch.where(share.isfinite(), a + share * (b - a), (a + b) / 2)
+
+
+def _chandrupatla(evaluate, low, low_value, high, high_value, n_steps, tolerance):
+    """Inverse quadratic interpolation where it can be trusted, else bisection.
+
+    Chandrupatla, A new hybrid quadratic/bisection algorithm for finding the zero of a nonlinear
+    function without using derivatives, Advances in Engineering Software 28, 1997. Logits are steep
+    on one side of a surface and flat on the other: a secant creeps there, this does not.
+    """
+    # The root lies between a, the latest point, and b; c is the one before.
+    a, f_a, b, f_b = high, high_value, low, low_value
+    share = torch.full_like(a, 0.5)
+    root = _secant(a, f_a, b, f_b)
+    rows = torch.arange(len(a), device=a.device)
+    for _ in range(n_steps):
+        x = a + share * (b - a)
+        f_x = evaluate(x, rows)
+        same = (f_x < 0) == (f_a < 0)
+        c, f_c = torch.where(same, a, b), torch.where(same, f_a, f_b)
+        b, f_b = torch.where(same, b, a), torch.where(same, f_b, f_a)
+        a, f_a = x, f_x
+        estimate = _secant(a, f_a, b, f_b)
+        root[rows] = estimate
+        best = torch.where(f_a.abs() < f_b.abs(), a, b)
+        open_ = (f_a != 0) & ((estimate - best).abs() > tolerance)
+        rows, tolerance = rows[open_], tolerance[open_]
+        if len(rows) == 0:
+            break
+        a, f_a, b, f_b, c, f_c = (t[open_] for t in (a, f_a, b, f_b, c, f_c))
+        xi, phi = (a - b) / (c - b), (f_a - f_b) / (f_c - f_b)
+        quadratic = f_a / (f_b - f_a) * f_c / (f_b - f_c) + (c - a) / (b - a) * f_a / (
+            f_c - f_a
+        ) * f_b / (f_c - f_b)
+        trusted = (phi.square() < xi) & ((1 - phi).square() < 1 - xi)
+        least = (tolerance / (b - a).abs()).clamp_max(0.5)
+        share = torch.where(trusted, quadratic, 0.5).clamp(least, 1 - least)
+    return root
