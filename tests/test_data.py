@@ -466,15 +466,14 @@ def test_cached_batches_are_views_of_the_cache(tiny_dtu, n_workers):
         assert images[0].dtype == torch.uint8 and images[0].shape == (16, 20, 3)
 
 
-def test_cache_reads_each_file_once(tmp_path):
+def test_cached_items_need_no_files(tmp_path):
     write_sphere_scene(tmp_path / "scan1/scan1")
     options = {"split_model_for_images": False, "random_view": True}
     uncached = images_only(tmp_path, **options)
     cached = images_only(tmp_path, cache={}, **options)
     cached.preload()
     expected = [uncached[Draw(0, epoch)] for epoch in range(20)]
-    for path in object_folder(tmp_path).glob("*/*.png"):
-        path.write_bytes(b"")
+    shutil.rmtree(object_folder(tmp_path))
     for epoch, item in enumerate(expected):
         assert torch.equal(cached[Draw(0, epoch)]["img"], item["img"])
     with pytest.raises(InputError):

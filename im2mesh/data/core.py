@@ -150,12 +150,20 @@ class MultiObjectDataset(Dataset):
 
     def _load(self, entry, name, view):
         """What one field gives to an item."""
-        place = name, entry.folder, view
+
+        def read():
+            values = self.fields[name].load(entry.folder, view)
+            return {f"{name}.{key}" if key else name: value for key, value in values.items()}
+
+        return self._once(entry, name, view, read)
+
+    def _once(self, entry, name, what, read):
+        """``read()``, something of a field of an object; from the cache where there is one."""
+        place = name, entry.folder, what
         if self.cache is not None and place in self.cache:
             return self.cache[place]
         with _naming(entry, name):
-            values = self.fields[name].load(entry.folder, view)
-        values = {f"{name}.{key}" if key else name: value for key, value in values.items()}
+            values = read()
         if self.cache is not None:
             self.cache[place] = values
         return values
@@ -172,8 +180,7 @@ class MultiObjectDataset(Dataset):
         if source not in self.fields:
             return [None]
         images = self.fields[source]
-        with _naming(entry, source):
-            views = images.views(entry.folder)
+        views = self._once(entry, source, "views", lambda: images.views(entry.folder))
         return views if images.random_view else views[:1]
 
     def _split(self, entry):
