@@ -27,6 +27,9 @@ from im2mesh.commands.setup import get_dataset, mesh_path
 from im2mesh.errors import InputError
 from im2mesh.eval import sample_mesh
 
+ROUGH = 1000  # points of a cloud for a first, rough comparison with all training objects
+FINALISTS = 10  # of them, the nearest, are compared in full
+
 
 def chamfer_l1(points, tree, others, other_tree):
     """Mean of the two mean distances between clouds (N, 3) and (M, 3) with their trees."""
@@ -72,14 +75,23 @@ def compare(config, device, args):
     ))
 
 
+def mean_distances(answers, truths):
+    """chamferL1 of each of some clouds, mean over the true ones."""
+    trees = [cKDTree(cloud) for cloud in truths]
+    means = []
+    for cloud in answers:
+        tree = cKDTree(cloud)
+        means.append(np.mean([chamfer_l1(cloud, tree, *true) for true in zip(truths, trees)]))
+    return means
+
+
 def compare_category(test, train, meshes, seed):
     """Figures of one category from lists of clouds: true, of the training set, and predicted."""
     trees = [cKDTree(cloud) for cloud in test]
     mesh_trees = [cKDTree(cloud) for cloud in meshes]
-    constant = []
-    for cloud in train:
-        tree = cKDTree(cloud)
-        constant.append(np.mean([chamfer_l1(cloud, tree, *other) for other in zip(test, trees)]))
+    rough = mean_distances([cloud[:ROUGH] for cloud in train], [cloud[:ROUGH] for cloud in test])
+    finalists = [train[i] for i in np.argsort(rough)[:FINALISTS]]
+    constant = mean_distances(finalists, test)
     right, wrong = [], []
     rng = np.random.default_rng(seed)
     for i, mesh in enumerate(zip(meshes, mesh_trees)):

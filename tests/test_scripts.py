@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 
-from benchmarks import generate, train_step
-from im2mesh import geometry
+from benchmarks import curves, generate, single_view, train_step
+from im2mesh import checkpoints, geometry
 from im2mesh.config import DEFAULTS, load_config
 from im2mesh.data.fields import read_camera
 from im2mesh.data.images import read_rgb, resize_rgb
@@ -283,6 +283,24 @@ def test_filter_says_when_there_is_nothing_to_filter(tiny_dtu, tmp_path, capfd):
     assert capfd.readouterr().err.startswith("error: --predictions: no .ply file")
 
 
+# ---- export_model.py -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options, dtype", [((), torch.float32), (("--half",), torch.float16)])
+def test_exported_weights_are_those_of_the_model(tmp_path, options, dtype):
+    write_sphere_scene(tmp_path / "data/scan1/scan1")
+    config = write_config(tmp_path, tmp_path / "data")
+    model, out = octahedron(), tmp_path / "small.pt"
+    save_model(tmp_path / "out/model_best.pt", model)
+    assert run("scripts/export_model", config, str(out), *options) == 0
+    state = checkpoints.load(out)
+    assert "optimizer" not in state
+    for name, weight in model.state_dict().items():
+        assert state["model"][name].dtype == dtype
+        torch.testing.assert_close(state["model"][name].float(), weight, rtol=1e-3, atol=1e-4)
+    assert run("generate", config, "--set", f"test.model_file={out}") == 0
+
+
 # ---- benchmarks ----------------------------------------------------------------------------------
 
 
@@ -319,6 +337,42 @@ def test_benchmark_of_meshes(monkeypatch, capsys):
     assert row["points evaluated"] == str(33**3) and int(row["faces"]) > 1000
     stages = [float(row[f"{stage} [s]"]) for stage in generate.STAGES]
     assert min(stages) > 0 and float(row["total [s]"]) == pytest.approx(sum(stages), rel=0.02)
+
+
+def test_best_constant_answer_and_what_follows_the_input():
+    """Spheres: the nearest to all the true ones wins; only one prediction is of its own size."""
+    rng = np.random.default_rng(0)
+    unit = rng.standard_normal((2000, 3))
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    true = [radius * unit for radius in (0.2, 0.3, 0.4)]
+    training = [radius * unit for radius in np.linspace(0.1, 0.5, 21)]
+    meshes = [radius * unit for radius in (0.21, 0.45, 0.22)]
+    row = single_view.compare_category(true, training, meshes, seed=0)
+    assert row["objects"] == 3
+    assert row["constant"] == pytest.approx((0.1 + 0 + 0.1) / 3, rel=0.1)  # that of radius 0.3
+    assert row["chamferL1"] == pytest.approx((0.01 + 0.15 + 0.18) / 3, rel=0.1)
+    assert row["follows the input"] in (1 / 3, 2 / 3)  # is 0.45 compared with 0.4 or with 0.2?
+    exact = single_view.mean_distances(training, true)
+    assert row["constant"] == min(exact)
+
+
+def test_curves_of_a_run(tmp_path, monkeypatch, capsys):
+    write_sphere_scene(tmp_path / "data/scan1/scan1")
+    training = {"max_iterations": 8, "print_every": 1, "validate_every": 4}
+    config = write_config(
+        tmp_path, tmp_path / "data", training=training, model={"lambda_depth": 1.0}
+    )
+    assert run("train", config) == 0
+    found = curves.read_curves(tmp_path / "out")
+    assert found["train/loss"][0].tolist() == list(range(1, 9))
+    assert found["val/mask_iou"][0].tolist() == [4, 8]
+    picture = tmp_path / "curves.png"
+    monkeypatch.setattr("sys.argv", ["curves", str(tmp_path / "out"), str(picture)])
+    assert curves.main() == 0
+    assert read_rgb(picture).min() < 200  # something is drawn
+    monkeypatch.setattr("sys.argv", ["curves", str(tmp_path / "elsewhere"), str(picture)])
+    assert curves.main() == 2
+    assert "there is no" in capsys.readouterr().err
 
 
 # ---- FAQ.md --------------------------------------------------------------------------------------
