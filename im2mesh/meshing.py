@@ -351,14 +351,15 @@ def refine(vertices, faces, field, *, n_steps, max_faces, tau, generator, device
 
         mean((sigmoid(f) - tau)^2) + 0.01 * mean(|n_face - n_field|^2)
 
-    with ``n_field`` the normalised gradient of -sigmoid(f), which points outwards. Faces and
-    points without a normal (no area, no gradient) count for the first term only.
+    with ``n_field`` the normalised gradient of -sigmoid(f), which points outwards and is taken as
+    constant around a point: in a field that is linear piece by piece it is. Faces and points without
+    a normal (no area, no gradient) count for the first term only.
 
     Parameters
     ----------
     field : callable
-        Logit field, twice differentiable with respect to its points. The gradients of its own
-        parameters are left alone.
+        Points float32 (M, 3) -> logits (M,) and their spatial gradients (M, 3). It is called
+        without gradients.
     n_steps : int
     max_faces : int
     tau : float
@@ -391,12 +392,13 @@ def refine(vertices, faces, field, *, n_steps, max_faces, tau, generator, device
 
         triangles = moving[corners[chosen.to(device)]]
         points = (weights * triangles).sum(dim=1).float()
-        logits = field(points)
-        (gradient,) = torch.autograd.grad(logits.sum(), points, create_graph=True)
+        with torch.no_grad():
+            logits, gradient = field(points)
+        logits = logits + ((points - points.detach()) * gradient).sum(dim=1)
         a, b, c = triangles.unbind(dim=1)
         face_normal = torch.linalg.cross(b - a, c - a)
 
-        has_normal = (face_normal.detach().norm(dim=1) > 0) & (gradient.detach().norm(dim=1) > 0)
+        has_normal = (face_normal.detach().norm(dim=1) > 0) & (gradient.norm(dim=1) > 0)
         # The sigmoid is monotonic: it scales the gradient and leaves its direction.
         difference = F.normalize(face_normal[has_normal], eps=0) + F.normalize(
             gradient[has_normal], eps=0

@@ -113,7 +113,7 @@ class Generator:
                 vertices = meshing.refine(
                     vertices,
                     faces,
-                    logit_field,
+                    self.model.logit_and_gradient(shifts),
                     n_steps=self.refinement_step,
                     max_faces=self.refine_max_faces,
                     tau=self.threshold,

@@ -82,6 +82,15 @@ class DVR(nn.Module):
 
         return field
 
+    def logit_and_gradient(self, shifts=None):
+        """Logits of one object and their gradients as a function (M, 3) -> (M,), (M, 3)."""
+
+        def field(points):
+            out, trace = self.decoder.trace(points, shifts)
+            return out[:, 0], self.decoder.gradient(trace)
+
+        return field
+
     def color_field(self, shifts=None):
         """Colours of one object as a function points (M, 3) -> rgb (M, 3) in [0, 1]."""
         return lambda points: torch.sigmoid(self.decoder(points, shifts)[:, 1:])
