@@ -1,0 +1,173 @@
+"""The method written down without care for speed: what benchmarks compare with, and tests.
+
+Straightforward, not hobbled: whole tensors, no Python loop over rays. But every sample of every ray
+is evaluated, the depth takes eight secant steps, each loss term asks the network for itself, normals
+are central differences of six evaluations, and a mesh is extracted from a full grid.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from im2mesh.dvr import losses
+from im2mesh.geometry import CUBE_PADDING, cube_interval
+
+STEP = 1e-3  # of the central differences
+SECANT_STEPS = 8
+MAX_POINTS = 2**18  # of one network call
+
+
+def evaluate(field, points, rays):
+    """A field at many points, in chunks of ``MAX_POINTS``."""
+    return torch.cat([field(p, r) for p, r in zip(points.split(MAX_POINTS), rays.split(MAX_POINTS))])
+
+
+@torch.no_grad()
+def march(field, origins, directions, n_steps):
+    """Depth (R,) of the first crossing into the object, inf where there is none."""
+    near, far, meets = cube_interval(origins, directions, CUBE_PADDING)
+    depth = torch.full_like(near, torch.inf)
+    rays = meets.nonzero()[:, 0]
+    near, far, origins, directions = near[rays], far[rays], origins[rays], directions[rays]
+    depths = torch.lerp(
+        near[:, None], far[:, None], torch.linspace(0, 1, n_steps, device=near.device)
+    )
+    points = origins[:, None] + depths[..., None] * directions[:, None]
+    values = evaluate(field, points.flatten(0, 1), rays.repeat_interleave(n_steps))
+    values = values.view(-1, n_steps)
+    crosses = (values[:, :-1] < 0) & (values[:, 1:] >= 0)
+    inside = (values >= 0).int().argmax(dim=1)
+    hit = crosses.any(dim=1) & (values[:, 0] < 0)
+    rows, at = hit.nonzero()[:, 0], inside[hit]
+    low, low_value = depths[rows, at - 1], values[rows, at - 1]
+    high, high_value = depths[rows, at], values[rows, at]
+    found = low - low_value * (high - low) / (high_value - low_value)
+    for _ in range(SECANT_STEPS):
+        value = evaluate(field, origins[rows] + found[:, None] * directions[rows], rays[rows])
+        outside = value < 0
+        low, low_value = torch.where(outside, found, low), torch.where(outside, value, low_value)
+        high, high_value = torch.where(outside, high, found), torch.where(outside, high_value, value)
+        rise = high_value - low_value
+        secant = low - low_value * (high - low) / rise
+        found = torch.where(rise > 0, secant, (low + high) / 2)
+    depth[rays[rows]] = found
+    return depth
+
+
+class Step:
+    """The loss of one training step.
+
+    Parameters
+    ----------
+    model : DVR
+    options : LossOptions
+        Colour, depth, normal, freespace and occupancy terms are known, and the image gradient.
+    """
+
+    def __init__(self, model, options):
+        self.model = model
+        self.options = options
+
+    def terms(self, rays, inputs, n_steps, generator):
+        """Values of every term, one per ray (or patch), by name.
+
+        Parameters
+        ----------
+        rays : im2mesh.dvr.training.Rays
+            Without sparse points.
+        inputs : Tensor or None
+            Of the encoder.
+        """
+        model, weights = self.model, self.options.weights
+        shifts = model.encode(inputs)
+        objects = torch.zeros_like(rays.mask, dtype=torch.long) if rays.objects is None else rays.objects
+
+        def network(points, of):
+            return model.decoder(points, shifts, objects[of])
+
+        threshold = model.depth_function.logit_threshold
+        found = march(
+            lambda points, of: network(points, of)[:, 0] - threshold,
+            rays.origins, rays.directions, n_steps,
+        )
+        hit, mask = found.isfinite(), rays.mask
+        values = {}
+
+        def at(which, depth):
+            return rays.origins[which] + depth[:, None] * rays.directions[which]
+
+        visible = (hit & mask).nonzero()[:, 0]
+        depth = self._attached(network, rays, visible, found[visible])
+        if weights.get("rgb") or weights.get("image_gradients"):
+            rgb = torch.sigmoid(network(at(visible, depth), visible)[:, 1:])
+            values["rgb"] = losses.photometric(rgb, rays.rgb[visible])
+            if weights.get("image_gradients") and self.options.patch_size > 1:
+                values["image_gradients"] = self._image_gradients(rays, rgb, visible)
+        if weights.get("depth"):
+            known = rays.depth[visible].isfinite()
+            values["depth"] = losses.depth(depth[known], rays.depth[visible[known]])
+            if self.options.depth_loss_on_world_points:
+                values["depth"] = values["depth"] * rays.directions[visible[known]].norm(dim=1)
+        if weights.get("normal"):
+            on = hit.nonzero()[:, 0]
+            points = at(on, found[on])
+            noise = torch.rand(len(points), 3, generator=generator).to(points) - 0.5
+            values["normal"] = losses.normal_smoothness(
+                self._normals(network, points, on), self._normals(network, points + STEP * noise, on)
+            )
+        if weights.get("freespace"):
+            near, far, meets = cube_interval(rays.origins, rays.directions, CUBE_PADDING)
+            random = torch.lerp(near, far, torch.rand(len(near), generator=generator).to(near))
+            free = ~mask & (hit | (meets if self.options.always_freespace else False))
+            free = free.nonzero()[:, 0]
+            depth = torch.where(hit, found, random)[free]
+            values["freespace"] = losses.freespace(network(at(free, depth), free)[:, 0])
+        if weights.get("occupied"):
+            near, far, meets = cube_interval(rays.origins, rays.directions, 0.0)
+            depth = torch.lerp(near, far, torch.rand(len(near), generator=generator).to(near))
+            for given in (rays.hull_depth, rays.depth):
+                if given is not None:
+                    depth, meets = given.where(given.isfinite(), depth), meets | given.isfinite()
+            occupied = (mask & ~hit & meets).nonzero()[:, 0]
+            values["occupied"] = losses.occupied(network(at(occupied, depth[occupied]), occupied)[:, 0])
+        return values
+
+    def loss(self, rays, inputs, n_steps, generator):
+        """Weighted sum of the terms, divided by the number of images."""
+        weights = self.options.weights
+        return sum(
+            weights[name] * losses.reduce(term, self.options.reduction)
+            for name, term in self.terms(rays, inputs, n_steps, generator).items()
+        ) / rays.n_images
+
+    def _attached(self, network, rays, which, found):
+        """Depths with the gradient of the implicit surface."""
+        directions = rays.directions[which]
+        points = (rays.origins[which] + found[:, None] * directions).requires_grad_()
+        logits = network(points, which)[:, 0]
+        (gradient,) = torch.autograd.grad(logits.sum(), points, retain_graph=True)
+        slope = (gradient * directions).sum(dim=1)
+        slope = slope.abs().clamp_min(self.options.min_slope).copysign(slope)
+        return found - (logits - logits.detach()) / slope
+
+    @staticmethod
+    def _normals(network, points, which):
+        """Unit normals by central differences."""
+        offsets = STEP / 2 * torch.eye(3, device=points.device)
+        differences = [
+            network(points + offset, which)[:, 0] - network(points - offset, which)[:, 0]
+            for offset in offsets
+        ]
+        return -F.normalize(torch.stack(differences, dim=1), dim=1, eps=1e-9)
+
+    def _image_gradients(self, rays, rgb, visible):
+        size = self.options.patch_size
+        predicted = torch.zeros_like(rays.rgb).index_copy(0, visible, rgb)
+        whole = torch.zeros_like(rays.mask)
+        whole[visible] = True
+
+        def patches(values):
+            of_images = values.view(rays.n_images, -1, *values.shape[1:])
+            return of_images[:, : rays.n_patches * size**2].reshape(-1, size**2, *values.shape[1:])
+
+        of_use = patches(whole).all(dim=1)
+        return losses.image_gradient(patches(predicted)[of_use], patches(rays.rgb)[of_use], size)

@@ -1,0 +1,73 @@
+"""The plain twin of the benchmarks computes what the product computes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks import plain
+from benchmarks.shape import fitted_model, view_batch
+from im2mesh.config import method_module
+from im2mesh.dvr.raymarch import DepthFunction
+from im2mesh.dvr.training import Trainer
+
+WEIGHTS = {
+    "rgb": 1.0, "image_gradients": 1.0, "depth": 2.0, "freespace": 1.0, "occupied": 1.0,
+}
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """A fitted model, a view, and the trainer of its config; free and occupied points not random."""
+    config, model = fitted_model(32)
+    model.depth_function = DepthFunction(
+        schedule_ray_sampling=False, n_steps=(64, 65), method="secant", adaptive=False
+    )
+    trainer = method_module(config).get_trainer(config, model, None, "cpu")
+    options = replace(
+        trainer.options, weights=WEIGHTS, n_training_points=10**6, always_freespace=False,
+        coarse_bounds=False,
+    )
+    batch = view_batch(30, 40)
+    batch["img.mask"] = batch["img.mask"].roll(3, dims=2)  # hits outside of it, and none in it
+    batch["img.depth"] = torch.where(batch["img.mask"], 2.0, torch.inf)
+    return model, batch, options
+
+
+def test_march(scene):
+    model, batch, options = scene
+    rays = Trainer(model, None, options)._sample(batch, 10**6, torch.Generator())
+    field = model.logit_field()
+    found = plain.march(field, rays.origins, rays.directions, 64)
+    hits = model.find_surface(rays.origins, rays.directions)
+    assert torch.equal(found.isfinite(), hits.hit) and hits.hit.sum() > 100
+    torch.testing.assert_close(found[hits.hit], hits.depth[hits.hit], rtol=0, atol=1e-5)
+
+
+def test_normals(scene):
+    """Central differences smooth the kinks of the field; elsewhere they are its gradient."""
+    model, batch, options = scene
+    rays = Trainer(model, None, options)._sample(batch, 10**6, torch.Generator())
+    points = model.find_surface(rays.origins, rays.directions).points
+    points = points[points.any(dim=1)]
+    with torch.no_grad():
+        exact = model.normals(model.decoder.trace(points)[1])
+        plainly = plain.Step._normals(lambda p, which: model.decoder(p), points, None)
+    assert (exact * plainly).sum(dim=1).mean() > 0.999
+
+
+def test_training_step(scene):
+    model, batch, options = scene
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), 0.0), options)
+    report = trainer.train_step(batch, 0)
+    gradients = [p.grad.clone() for p in model.parameters()]
+    rays = trainer._sample(batch, 10**6, trainer._generator(0, 0))
+    step = plain.Step(model, options)
+    terms = step.terms(rays, None, 64, trainer._generator(0, 0))
+    assert terms.keys() == WEIGHTS.keys()
+    for name, values in terms.items():
+        assert values.sum().item() == pytest.approx(report[name], rel=1e-3) and report[name] > 0
+    model.zero_grad()
+    step.loss(rays, None, 64, trainer._generator(0, 0)).backward()
+    for parameter, gradient in zip(model.parameters(), gradients):
+        assert (gradient - parameter.grad).norm() <= 1e-2 * parameter.grad.norm()
