@@ -2,7 +2,8 @@
 
     python scripts/make_demo_images.py media/demo
 
-Objects of the test split of the synthetic categories, on white: ``choy_renderings/`` as Choy et al. 2016 saw ShapeNet (137x137 pixels, elevation 25 to 30 degrees),
+Objects of the test split of the synthetic categories, on white: ``choy_renderings/`` and
+``synthetic/`` as Choy et al. 2016 saw ShapeNet (137x137 pixels, elevation 25 to 30 degrees),
 ``kato_renderings/`` as Kato et al. 2018 did (64x64, elevation 30 degrees, a lens of 30 degrees).
 """
 
@@ -27,7 +28,11 @@ from im2mesh.synthetic.shapenet import (  # noqa: E402
 )
 from im2mesh.synthetic.writers import save_image  # noqa: E402
 
-FOLDERS = {"choy_renderings": INPUT_SIZE, "kato_renderings": 64}  # and the edges of the pictures
+# One object of every category; the folder, and the edge of the picture.
+PICTURES = [
+    ("choy_renderings", INPUT_SIZE), ("kato_renderings", 64),
+    ("synthetic", INPUT_SIZE), ("synthetic", INPUT_SIZE),
+]
 KATO_ELEVATION, KATO_DISTANCE, KATO_VIEW = 30, 2.732, 30
 
 
@@ -46,9 +51,9 @@ def main():
     )
     parser.add_argument("out_dir", metavar="OUT_DIR", type=Path)
     args = parser.parse_args()
-    unseen = [number for number, split in enumerate(SPLITS) if split == "test"]
+    unseen = [n for n in range(2 * len(SPLITS)) if SPLITS[n % len(SPLITS)] == "test"]
     for place, category in enumerate(tqdm(CATEGORIES, unit="category", disable=None)):
-        for number, (folder, size) in zip(unseen, FOLDERS.items()):
+        for number, (folder, size) in zip(unseen, PICTURES):
             scene, rng = make_scene(category, number), np.random.default_rng([number, place])
             camera = kato_camera(scene, rng) if size == 64 else input_cameras(scene, 1, rng)[0]
             picture = render(scene, camera, (size, size), supersample=3, blend=True)
