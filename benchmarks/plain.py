@@ -1,8 +1,8 @@
 """The method written down without care for speed: what benchmarks compare with, and tests.
 
 Straightforward, not hobbled: whole tensors, no Python loop over rays. But every sample of every ray
-is evaluated, the depth takes eight secant steps, each loss term asks the network for itself, normals
-are central differences of six evaluations, and a mesh is extracted from a full grid.
+is evaluated, the depth takes eight secant steps, each loss term asks the network for itself, and
+normals are central differences of six evaluations.
 """
 
 import torch

@@ -77,12 +77,9 @@ def compare(config, device, args):
 
 def mean_distances(answers, truths):
     """chamferL1 of each of some clouds, mean over the true ones."""
-    trees = [cKDTree(cloud) for cloud in truths]
-    means = []
-    for cloud in answers:
-        tree = cKDTree(cloud)
-        means.append(np.mean([chamfer_l1(cloud, tree, *true) for true in zip(truths, trees)]))
-    return means
+    true = [(cloud, cKDTree(cloud)) for cloud in truths]
+    trees = [cKDTree(cloud) for cloud in answers]
+    return [np.mean([chamfer_l1(*answer, *other) for other in true]) for answer in zip(answers, trees)]
 
 
 def compare_category(test, train, meshes, seed):
