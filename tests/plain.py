@@ -36,6 +36,16 @@ def octahedron_decoder(c_dim=0, seed=0, noise=0.04, radius=0.5, center=(0.1, 0.0
     return decoder
 
 
+def promise(side):
+    """An estimate from a function of points that says -1, 1, or 0 where it does not know."""
+
+    def estimate(points):
+        sides = side(points)
+        return sides.to(points.dtype), torch.where(sides == 0, torch.inf, 0.0)
+
+    return estimate
+
+
 def ray(x, y, camera_mat, world_mat, scale_mat):
     """Origin and direction (3,) of one image point, in float64 numpy."""
     back = np.linalg.inv(np.asarray(camera_mat @ world_mat @ scale_mat, dtype=np.float64))

@@ -7,6 +7,7 @@ from benchmarks.shape import fitted_model, view_batch
 from im2mesh import geometry
 from im2mesh.dvr.bounds import OccupancyBounds
 from im2mesh.dvr.raymarch import DepthFunction, march
+from tests.plain import promise
 
 
 def sphere(radius, sharpness=20.0):
@@ -37,7 +38,7 @@ def test_a_sphere_is_found_as_without_the_grid(radius, n_steps):
     bounds.update(field)
     plain, skipping = Counting(field.field), Counting(field.field)
     everything = march(plain, *rays(), n_steps)
-    skipped = march(skipping, *rays(), n_steps, known_side=bounds.side(0.0))
+    skipped = march(skipping, *rays(), n_steps, estimate=bounds.estimate)
     assert torch.equal(everything.hit, skipped.hit) and everything.hit.any()
     assert torch.equal(everything.starts_inside, skipped.starts_inside)
     torch.testing.assert_close(everything.depth, skipped.depth, rtol=0, atol=1e-5)
@@ -45,22 +46,56 @@ def test_a_sphere_is_found_as_without_the_grid(radius, n_steps):
         assert skipping.n_points < 0.6 * plain.n_points
 
 
-def test_the_grid_follows_the_threshold():
-    bounds = OccupancyBounds()
-    bounds.update(sphere(0.3))
-    corner = torch.full((1, 3), 0.5)
-    center = torch.zeros(1, 3)
-    assert bounds.side(0.0)(corner) == -1 and bounds.side(0.0)(center) == 1
-    assert bounds.side(-11.3)(corner) == 0  # the surface of that level has radius 0.865
-    assert bounds.side(10.0)(center) == -1
+def test_values_between_grid_points():
+    """Exact where the field is linear; nothing is promised beyond the grid."""
+    bounds = OccupancyBounds(5)
+    slope = torch.tensor([3.0, -2.0, 0.5])
+    bounds.update(lambda points: points @ slope + 0.25)
+    points = 1.2 * torch.rand(500, 3, generator=torch.Generator().manual_seed(0)) - 0.6
+    values, errors = bounds.estimate(points)
+    within = (points.abs() <= 0.55).all(dim=1)
+    assert within.any() and not within.all()
+    torch.testing.assert_close(values[within], points[within] @ slope + 0.25, rtol=0, atol=1e-5)
+    assert errors[within].max() < 1e-5 and errors[~within].isinf().all()
 
 
-def test_points_outside_the_grid_are_never_skipped():
-    bounds = OccupancyBounds(4)
-    bounds.update(lambda points: torch.full_like(points[:, 0], -50.0))
-    inside, outside = torch.zeros(1, 3), torch.tensor([[0.0, 0.56, 0.0]])
-    side = bounds.side(0.0)
-    assert side(inside) == -1 and side(outside) == 0
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("place", [-0.549, -0.52, 0.0, 0.003, 0.02, 0.548])
+def test_a_kink_stays_within_the_errors(axis, place):
+    """Wherever the field bends between two grid points, it is off by no more than is said."""
+    field = lambda points: 7 * (points[:, axis] - place).relu() - 2  # noqa: E731
+    bounds = OccupancyBounds(20)
+    bounds.update(field)
+    points = 1.1 * torch.rand(2000, 3, generator=torch.Generator().manual_seed(1)) - 0.55
+    values, errors = bounds.estimate(points)
+    assert ((values - field(points)).abs() <= errors + 1e-5).all()
+    far = (points[:, axis] - place).abs() > 2.5 * 1.1 / 20
+    assert errors[far].max() < 1e-5
+
+
+def test_a_learning_field_changes_as_it_did_before():
+    bounds = OccupancyBounds(8)
+    points = torch.tensor([[0.1, 0.2, -0.3]])
+    heights = [1.0, 1.5, 1.7]
+    found = []
+    for height in heights:
+        bounds.update(lambda points: torch.full_like(points[:, 0], height), learning=True)
+        found.append([float(value) for value in bounds.estimate(points)])
+    assert found[0][1] == torch.inf  # how fast it changes, nobody knows yet
+    assert found[1] == pytest.approx([1.5, 0.5]) and found[2] == pytest.approx([1.7, 0.2])
+    bounds.update(lambda points: torch.full_like(points[:, 0], 3.0))
+    assert bounds.estimate(points)[1] == 0
+
+
+def test_state_goes_from_run_to_run():
+    first, second = OccupancyBounds(8), OccupancyBounds(8)
+    second.load_state_dict(first.state_dict())
+    assert second.values is None
+    first.update(sphere(0.3))
+    second.load_state_dict(first.state_dict())
+    points = torch.rand(10, 3) - 0.5
+    for one, other in zip(first.estimate(points), second.estimate(points)):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("n_secant_steps", [0, 1, 8])
@@ -82,7 +117,7 @@ def test_a_wrong_promise_is_noticed_at_the_surface(n_secant_steps, lie, depth_of
 
     found = march(
         sphere(0.4), origin, direction, near, far, 33,
-        n_secant_steps=n_secant_steps, known_side=lies,
+        n_secant_steps=n_secant_steps, estimate=promise(lies),
     )
     assert found.hit.all()
     assert torch.equal(found.depth, truth.depth) and torch.equal(found.points, truth.points)
@@ -92,7 +127,7 @@ def test_a_wrong_promise_about_the_start_is_noticed():
     origin, direction = torch.zeros(1, 3), torch.tensor([[0.0, 0.0, 1.0]])
     found = march(
         sphere(0.4), origin, direction, torch.zeros(1), torch.ones(1), 11,
-        known_side=lambda points: torch.where(points[:, 2] > 0.15, 0, -1),
+        estimate=promise(lambda points: torch.where(points[:, 2] > 0.15, 0, -1)),
     )
     assert found.starts_inside.all() and not found.hit.any() and found.depth == 0
 
@@ -142,7 +177,7 @@ def test_a_plate_between_grid_points_is_not_lost(resolution, thickness):
     directions = torch.tensor([[0.0, 0.0, 1.0]]).expand(81, 3)
     near, far = torch.full((81,), 1.45), torch.full((81,), 2.55)
     everything = march(plate, origins, directions, near, far, 512)
-    skipped = march(plate, origins, directions, near, far, 512, known_side=bounds.side(0.0))
+    skipped = march(plate, origins, directions, near, far, 512, estimate=bounds.estimate)
     assert everything.hit.all() and torch.equal(everything.hit, skipped.hit)
     torch.testing.assert_close(everything.depth, skipped.depth)
 

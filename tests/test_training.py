@@ -403,11 +403,15 @@ def test_memory_of_the_graph_does_not_grow_with_the_steps(views, monkeypatch):
 
 
 def test_free_space_is_skipped_without_a_trace(views, monkeypatch):
-    """The march asks less of the network, and the step is the same."""
+    """The march asks less of the network, the loss where it has no gradient; the step is the same."""
     results = []
     for coarse_bounds in (False, True):
         model = make_model()
+        with torch.no_grad():
+            for parameter in model.decoder.fc_out.parameters():
+                parameter[0] *= 200
         evaluated, field = [], model.logit_field
+        learned_from, trace = [], model.decoder.trace
 
         def counted(*args, field=field, evaluated=evaluated):
             def count(points, rays=None):
@@ -417,12 +421,20 @@ def test_free_space_is_skipped_without_a_trace(views, monkeypatch):
 
             return count
 
+        def traced(points, *args, learned_from=learned_from, trace=trace):
+            if torch.is_grad_enabled():
+                learned_from.append(len(points))
+            return trace(points, *args)
+
         monkeypatch.setattr(model, "logit_field", counted)
+        monkeypatch.setattr(model.decoder, "trace", traced)
         trainer = make_trainer(model, ALL, patch_size=2, coarse_bounds=coarse_bounds)
-        report = trainer.train_step(views(0), 0)
-        results.append((report, gradients(model), sum(evaluated)))
-    (report, found, n_points), (report_skipping, found_skipping, n_points_skipping) = results
-    assert n_points_skipping < 0.7 * n_points
+        if coarse_bounds:
+            trainer.bounds.update(field())
+        report = trainer.train_step(views(0), 1)
+        results.append((report, gradients(model), sum(evaluated), sum(learned_from)))
+    (report, found, *n_points), (report_skipping, found_skipping, *n_points_skipping) = results
+    assert n_points_skipping[0] < 0.7 * n_points[0] and n_points_skipping[1] < 0.8 * n_points[1]
     assert report_skipping == pytest.approx(report, rel=1e-5)
     for name, gradient in found.items():
         torch.testing.assert_close(found_skipping[name], gradient, rtol=1e-4, atol=1e-3)

@@ -1,9 +1,10 @@
-"""A coarse grid that bounds one object's field, so that marching asks only near its surface.
+"""A coarse grid that knows one object's field well enough to skip most of its evaluations.
 
-The bounds of a cell are estimates, not proofs: from its corners on, the field may change as fast
-as it does along the steepest grid edges of the cell and its 26 neighbours, up to the middle of the
-cell. A surface is overlooked only where the field is steeper than that between grid points or, in
-training, where it has changed since the last look at it.
+Between grid points the field is taken to be trilinear. How far it may be off follows from how much
+it bends there: a network of ReLUs is linear piece by piece, and a kink between two grid points is off
+by half of the second differences that it causes at them; where the field is smooth, by an eighth. Of
+a field that learns, the change since the last look is added. These are estimates, not proofs: what is
+overlooked is a surface that leaves no trace at the grid points around it.
 """
 
 import torch
@@ -16,7 +17,7 @@ FINE = 64  # resolution where the field stays as it is: worth more points than i
 
 
 class OccupancyBounds:
-    """Bounds of a logit field over the cells of the padded cube.
+    """Values of a logit field, and bounds of their errors, anywhere in the padded cube.
 
     Parameters
     ----------
@@ -25,61 +26,65 @@ class OccupancyBounds:
 
     Attributes
     ----------
-    table : Tensor (2, resolution**3) or None
-        Lower and upper bound of each cell, once :meth:`update` was called.
-    values : Tensor (resolution + 1,) * 3
-        The logits at the grid points, likewise.
+    values : Tensor (resolution + 1,) * 3 or None
+        The logits at the grid points, once :meth:`update` was called.
+    errors : Tensor (resolution,) * 3 or None
+        By how much a trilinear value in each cell may be off.
     """
 
     def __init__(self, resolution=32):
         self.resolution = resolution
         self.side_length = 1 + CUBE_PADDING
-        self.table = None
+        self.values = self.errors = None
+
+    def state_dict(self):
+        """Values and errors, to go on with in a later run."""
+        return {"values": self.values, "errors": self.errors}
+
+    def load_state_dict(self, state, device="cpu"):
+        self.values, self.errors = (
+            None if state[name] is None else state[name].to(device) for name in ("values", "errors")
+        )
 
     @torch.no_grad()
-    def update(self, field, device="cpu"):
+    def update(self, field, device="cpu", learning=False):
         """Look at the field anew.
 
         Parameters
         ----------
         field : callable (points (M, 3)) -> logits (M,)
+        learning : bool
+            The field goes on changing, until the next look as much as since the last one. The
+            first look is then worth nothing yet.
         """
         half = self.side_length / 2
         axis = torch.linspace(-half, half, self.resolution + 1, device=device)
         points = torch.cartesian_prod(axis, axis, axis)
         values = torch.cat([field(chunk) for chunk in points.split(CHUNK)])
-        values = values.view(1, 1, *[self.resolution + 1] * 3)
-        highest = F.max_pool3d(values, kernel_size=2, stride=1)
-        lowest = -F.max_pool3d(-values, kernel_size=2, stride=1)
-        change = 0  # half of the way through the cell, along each axis
-        for axis in (2, 3, 4):
-            edges = values.diff(dim=axis).abs()  # one point less along this axis: as many as cells
-            size, padding = [4, 4, 4], [1, 1, 1]
-            size[axis - 2] = 3
-            change = change + F.max_pool3d(edges, size, stride=1, padding=padding) / 2
-        upper, lower = highest + change, lowest - change
-        self.table = torch.stack([lower.flatten(), upper.flatten()])
-        self.values = values[0, 0]
+        values = values.view([self.resolution + 1] * 3)
+        errors = sum(_bend(values, axis) for axis in range(3)) / 2
+        if learning and self.values is not None:
+            errors = errors + (values - self.values).abs()
+        self.errors = F.max_pool3d(errors[None], kernel_size=2, stride=1)[0]
+        if learning and self.values is None:
+            self.errors.fill_(torch.inf)
+        self.values = values
 
-    def side(self, threshold_logit):
-        """On which side of the surface points are, as far as the bounds tell.
+    def estimate(self, points):
+        """What the field is at points (M, 3), as far as the grid tells.
 
         Returns
         -------
-        callable (points (M, 3)) -> int8 (M,)
-            -1 outside of the object, 1 inside, 0 not known (as for all points beyond the grid).
+        values, errors : Tensor (M,)
+            The logit lies within ``values - errors`` and ``values + errors``. Beyond the grid the
+            error is infinite.
         """
-        lower, upper = self.table
-        sides = (lower > threshold_logit).to(torch.int8) - (upper < threshold_logit).to(torch.int8)
-        n = self.resolution
-
-        def look_up(points):
-            cell = ((points / self.side_length + 0.5) * n).floor().long()
-            beyond = ((cell < 0) | (cell >= n)).any(dim=-1)
-            x, y, z = cell.clamp(0, n - 1).unbind(-1)
-            return sides[(x * n + y) * n + z].masked_fill(beyond, 0)
-
-        return look_up
+        place = points.flip(-1) / (self.side_length / 2)  # grid_sample: the last axis first
+        values, errors = (
+            F.grid_sample(grid[None, None], place[None, None, None], mode, "border", align)[0, 0, 0, 0]
+            for grid, mode, align in ((self.values, "bilinear", True), (self.errors, "nearest", False))
+        )
+        return values, errors.masked_fill((place.abs() > 1).any(dim=-1), torch.inf)
 
     def ball(self, threshold_logit):
         """A ball that holds the object, as far as the grid points tell.
@@ -96,3 +101,13 @@ class OccupancyBounds:
         center = (points.amin(0) + points.amax(0)) / 2
         cell = self.side_length / self.resolution
         return center, float((points - center).norm(dim=1).max()) + cell
+
+
+def _bend(values, axis):
+    """Sizes of the second differences along an axis, of the same shape.
+
+    A kink in an outermost cell shows at its inner point only; so the outer one takes twice of that.
+    """
+    inner = values.diff(n=2, dim=axis).abs()
+    first, last = inner.narrow(axis, 0, 1), inner.narrow(axis, inner.shape[axis] - 1, 1)
+    return torch.cat([2 * first, inner, 2 * last], dim=axis)

@@ -18,7 +18,8 @@ METHODS = ("chandrupatla", "secant", "bisection")
 TOLERANCE = 5e-6  # of a depth, as a share of its ray's interval
 MIN_BLOCK = 8  # samples per ray between two looks at which rays have found their surface
 MAX_BLOCKS = 32  # such looks per ray
-N_COARSE = 16  # samples per ray of the first look of an adaptive search
+N_COARSE = 8  # samples per ray of the first look of an adaptive search
+SLOPE_MARGIN = 2.0  # how much steeper a field may be between two samples than around them
 
 
 @dataclass
@@ -43,7 +44,7 @@ class RayHits:
 
 @torch.no_grad()
 def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8,
-          method=METHODS[0], max_points=None, n_coarse=None, known_side=None, scout=None):
+          method=METHODS[0], max_points=None, n_coarse=None, estimate=None, scout=None):
     """First crossing from free space into the object along every ray.
 
     ``n_steps`` depths are placed evenly over [near, far], both ends included. They are
@@ -53,7 +54,8 @@ def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8,
     With ``n_coarse``, only so many samples are evaluated at first, evenly spread. Between two of
     them, a and b apart by l, the field stays below ``(f_a + f_b + s * l) / 2`` if it rises and falls
     no faster than s; where that is negative there is nothing to find, elsewhere the interval is
-    halved. s is the steepest slope seen so far between neighbours, on any ray.
+    halved. s is twice the steepest slope seen in the interval, its two neighbours on the ray and
+    the intervals that it is a part of.
 
     Parameters
     ----------
@@ -72,11 +74,11 @@ def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8,
     max_points : int or None
         Upper bound on the points of one call of ``field``.
     n_coarse : int or None
-        Samples per ray of a first look, from 2 on; None evaluates all that lie before the surface.
-    known_side : callable (points (M, 3)) -> int8 (M,), or None
-        -1 where the field is taken to be negative and 1 where it is taken to be positive, so that
-        it need not be evaluated; 0 where it has to be. The two samples around a surface are
-        evaluated all the same, and a ray that this proves wrong is searched anew without help.
+        Samples per ray of a first look, from 4 on; None evaluates all that lie before the surface.
+    estimate : callable (points (M, 3)) -> values (M,), errors (M,), or None
+        What is known of the field: a sample is evaluated only where its sign is not certain, that
+        is, unless its value is farther from zero than its error. The two samples around a surface
+        are evaluated all the same, and a ray that this proves wrong is searched anew without help.
     scout : callable or None
         A cheaper, less exact ``field`` that looks for the surface in its place; the same holds
         for the two samples around the surface and for rays that they prove wrong.
@@ -96,19 +98,25 @@ def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8,
         return _evaluate(field, origins, directions, rays, depths, max_points)
 
     def sample(rays, depths):
-        """Values of the scout, infinite where their sign is known without evaluation."""
-        if known_side is None:
+        """Values to search by: what is known, the rest from the scout or the field."""
+        if estimate is None:
             return evaluate(rays, depths, scout or field)
-        side = known_side(torch.addcmul(origins[rays], depths[:, None], directions[rays]))
-        values = torch.where(side < 0, -torch.inf, torch.inf).to(depths.dtype)
-        asked = side == 0
-        values[asked] = evaluate(rays[asked], depths[asked], scout or field)
+        values, known = estimated(rays, depths)
+        values[~known] = evaluate(rays[~known], depths[~known], scout or field)
         return values
 
+    def estimated(rays, depths):
+        """Values and whether their signs are certain."""
+        values, errors = estimate(torch.addcmul(origins[rays], depths[:, None], directions[rays]))
+        return values.to(depths.dtype), values.abs() > errors
+
     def complete(rays, depths, values):
-        """Evaluate what the field itself was not asked for."""
-        skipped = values.isinf() if scout is None else torch.ones_like(values, dtype=torch.bool)
-        values[skipped] = evaluate(rays[skipped], depths[skipped])
+        """Put the field's own values in the place of all others."""
+        if scout is not None:
+            values[:] = evaluate(rays, depths)
+        elif estimate is not None:
+            _, known = estimated(rays, depths)
+            values[known] = evaluate(rays[known], depths[known])
 
     last = n_steps - 1  # index of a ray's last sample
 
@@ -149,26 +157,27 @@ def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8,
     rays, low, low_value, high, high_value = (torch.cat(parts) for parts in zip(*intervals))
     first = torch.full_like(n_steps, torch.iinfo(n_steps.dtype).max)  # known sample inside
     pitch = (far - near) / last * directions.norm(dim=1)  # distance of neighbouring samples
-    steepest = near.new_zeros(())
+    steepest = _with_neighbours(
+        rays, low // strides[rays], (high_value - low_value).abs() / ((high - low) * pitch[rays])
+    )
     brackets = []
     while len(rays):
         inside = high_value >= 0
         first.scatter_reduce_(0, rays[inside], high[inside], "amin")
         length = (high - low) * pitch[rays]
-        slopes = (high_value - low_value).abs() / length
-        steepest = torch.maximum(steepest, slopes.where(slopes.isfinite(), 0).max())
-        # Known to be negative, not how much: no less than 0 for what follows.
-        ends = sum(value.where(value.isfinite(), 0) for value in (low_value, high_value))
+        slope = (high_value - low_value).abs() / length
+        steepest = torch.maximum(steepest, slope)
         narrow = high == low + 1
         found = narrow & inside
         brackets.append([t[found] for t in (rays, low, low_value, high, high_value)])
-        split = ~narrow & (inside | (ends + steepest * length >= 0)) & (low < first[rays])
-        rays, low, low_value, high, high_value = (
-            t[split] for t in (rays, low, low_value, high, high_value)
+        may_rise = low_value + high_value + SLOPE_MARGIN * steepest * length >= 0
+        split = ~narrow & (inside | may_rise) & (low < first[rays])
+        rays, low, low_value, high, high_value, steepest = (
+            t[split] for t in (rays, low, low_value, high, high_value, steepest)
         )
         middle = (low + high) // 2
         value = sample(rays, depth_of(rays, middle))
-        rays = torch.cat([rays, rays])
+        rays, steepest = torch.cat([rays, rays]), torch.cat([steepest, steepest])
         low, high = torch.cat([low, middle]), torch.cat([middle, high])
         low_value, high_value = torch.cat([low_value, value]), torch.cat([value, high_value])
 
@@ -303,6 +312,10 @@ class DepthFunction:
         def shifted(field):
             return field and (lambda points, rays: field(points, rays) - self.logit_threshold)
 
+        def estimate(points):
+            values, errors = bounds.estimate(points)
+            return values - self.logit_threshold, errors
+
         return march(
             shifted(logit_field),
             origins,
@@ -313,9 +326,22 @@ class DepthFunction:
             method=self.method,
             max_points=self.max_points,
             n_coarse=N_COARSE if self.adaptive else None,
-            known_side=bounds and bounds.side(self.logit_threshold),
+            estimate=bounds and estimate,
             scout=shifted(scout),
         )
+
+
+def _with_neighbours(rays, index, slopes):
+    """The steepest of each interval's slope and those of the two intervals next to it on its ray.
+
+    rays, index : Tensor (K,), int64
+        The ray of each interval, and its place on it.
+    """
+    if len(rays) == 0:
+        return slopes
+    table = slopes.new_zeros(int(rays.max()) + 1, int(index.max()) + 3)
+    table[rays, index + 1] = slopes
+    return torch.stack([table[rays, index + step] for step in range(3)]).amax(dim=0)
 
 
 def _evaluate(field, origins, directions, rays, depths, max_points):

@@ -25,6 +25,7 @@ RAY_MEANS = {  # term: what validation calls its mean over rays
     "sparse_depth": "loss_sparse_depth_val",
     "normal": "normal_loss_eval",
 }
+EMPTY = -20.0  # a logit of free space whose loss, exp(-20), no sum of float32 shows
 BOUNDS_EVERY = 16  # iterations between two looks at the field as a whole
 NORMAL_NEIGHBORHOOD = 1e-3  # side of the cube around a point in which its normal shall be steady
 
@@ -111,13 +112,13 @@ class Trainer:
 
     def state_dict(self):
         """What a resumed run needs beside model and optimizer."""
-        return {"bounds": self.bounds and self.bounds.table}
+        return {"bounds": self.bounds and self.bounds.state_dict()}
 
     def load_state_dict(self, state):
         """Take up the state of an interrupted run."""
-        if self.bounds is not None:
-            table = state.get("bounds")
-            self.bounds.table = None if table is None else table.to(self.device)
+        bounds = state.get("bounds")
+        if self.bounds is not None and isinstance(bounds, dict):  # else they are found anew
+            self.bounds.load_state_dict(bounds, self.device)
 
     def train_step(self, batch, iteration):
         """One gradient step.
@@ -233,8 +234,8 @@ class Trainer:
 
     def _bounds(self, iteration):
         bounds = self.bounds
-        if bounds is not None and (bounds.table is None or iteration % BOUNDS_EVERY == 0):
-            bounds.update(self.model.logit_field(), self.device)
+        if bounds is not None and (bounds.values is None or iteration % BOUNDS_EVERY == 0):
+            bounds.update(self.model.logit_field(), self.device, learning=True)
         return bounds
 
     def _generator(self, *stream):
@@ -301,7 +302,7 @@ class Trainer:
             self.options.precision if torch.is_grad_enabled() else None,
         )
         hit = hits.hit[:n_pixels]
-        groups = self._choose(rays, hits.hit, wanted, generator)
+        groups, empty = self._choose(rays, hits.hit, wanted, generator, bounds)
         sparse, visible, stray = (group for group, _ in groups[:3])
         points = torch.cat(
             [hits.points[sparse], hits.points[visible], hits.points[stray]]
@@ -352,18 +353,20 @@ class Trainer:
                 generator,
             )
         if "freespace" in wanted:
-            values["freespace"] = losses.freespace(torch.cat([at_stray[:, 0], at_free[:, 0]]))
+            values["freespace"] = losses.freespace(torch.cat([at_stray[:, 0], at_free[:, 0], empty]))
         if "occupied" in wanted:
             values["occupied"] = losses.occupied(at_occupied[:, 0])
         return values, hit
 
-    def _choose(self, rays, hit, wanted, generator):
+    def _choose(self, rays, hit, wanted, generator, bounds):
         """The rays of each kind that some wanted term needs, and points for those without a hit.
 
         Returns
         -------
-        list of (indices (M,), points (M, 3) or None)
+        groups : list of (indices (M,), points (M, 3) or None)
             Sparse points hit; hits inside the mask; hits outside of it; free; occupied.
+        empty : Tensor (K,)
+            Logits of points for free rays where the bounds show that there is nothing to learn.
         """
         n_pixels = len(rays.mask)
         hit, sparse_hit = hit[:n_pixels], hit[n_pixels:]
@@ -384,14 +387,20 @@ class Trainer:
         free = ~hit & ~mask & (far > near) if self.options.always_freespace else nothing
         free = indices(free, "freespace")
         free_points = rays.origins[free] + depth[free, None] * rays.directions[free]
+        empty = depth[:0]
+        if bounds is not None:
+            logits, errors = bounds.estimate(free_points)
+            certain = logits + errors < EMPTY
+            empty, free, free_points = logits[certain], free[~certain], free_points[~certain]
 
         depth, known = self._occupied_depth(rays, generator)
         occupied = indices(~hit & mask & known, "occupied")
         occupied_points = rays.origins[occupied] + depth[occupied, None] * rays.directions[occupied]
-        return [
+        groups = [
             (sparse, None), (visible, None), (stray, None),
             (free, free_points), (occupied, occupied_points),
         ]
+        return groups, empty
 
     def _occupied_depth(self, rays, generator):
         """Depth (R,) at which a ray of the mask shall be occupied, and where there is one."""
