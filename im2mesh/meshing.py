@@ -28,6 +28,10 @@ MESH_EXTENSIONS = ("ply", "off", "obj", "stl", "glb")
 REFINEMENT_LEARNING_RATE = 1e-5
 REFINEMENT_NORMAL_WEIGHT = 0.01
 
+# An interpolated logit tells the side of the surface if it is so many times farther from the
+# threshold than interpolation was off nearby.
+GUESS_MARGIN = 2.0
+
 # Infinite logits count as this, so that -inf can stand for the free space around the cube.
 LARGEST_LOGIT = 1e30
 
@@ -104,7 +108,7 @@ def extract_grid(
     max_points=MAX_POINTS,
     device="cpu",
 ):
-    """Evaluate a logit field wherever MISE asks for it.
+    """Evaluate a logit field where MISE asks for it and interpolation does not tell on which side it is.
 
     Parameters
     ----------
@@ -118,8 +122,11 @@ def extract_grid(
 
     Returns
     -------
-    MISE
-        With nothing left to ask.
+    mise : MISE
+        With nothing left to ask. Its values are the field's own at both ends of every edge that the
+        surface cuts.
+    n_points : int
+        Points at which the field was evaluated.
 
     Raises
     ------
@@ -127,7 +134,11 @@ def extract_grid(
         When the field is NaN somewhere.
     """
     mise = new_mise(resolution_0, upsampling_steps, threshold_logit)
-    while len(grid_points := mise.query()):
+    n_points = 0
+
+    def logits_at(grid_points):
+        nonlocal n_points
+        n_points += len(grid_points)
         points = _to_object_space(grid_points, mise.resolution, padding)
         logits = evaluate(field, points, max_points, device)
         if np.isnan(logits).any():
@@ -136,8 +147,14 @@ def extract_grid(
                 f"first at {points[np.isnan(logits)][0].tolist()}: the network's weights are "
                 "broken. Use an earlier checkpoint."
             )
-        mise.update(grid_points, np.clip(logits, -LARGEST_LOGIT, LARGEST_LOGIT))
-    return mise
+        return np.clip(logits, -LARGEST_LOGIT, LARGEST_LOGIT)
+
+    while len(grid_points := mise.query()):
+        logits, errors = mise.guess(grid_points)
+        needed = ~(np.abs(logits - threshold_logit) > GUESS_MARGIN * errors)
+        logits[needed] = logits_at(grid_points[needed])
+        mise.update(grid_points, logits, guessed=~needed)
+    return mise, n_points
 
 
 def extract_mesh(
@@ -179,7 +196,7 @@ def extract_mesh(
         When the field is NaN somewhere.
     """
     level = math.log(threshold / (1 - threshold))
-    mise = extract_grid(
+    mise, n_points = extract_grid(
         field,
         resolution_0=resolution_0,
         upsampling_steps=upsampling_steps,
@@ -201,7 +218,7 @@ def extract_mesh(
         logit_range=(mise.lowest, mise.highest),
         fills_cube=mise.lowest > level,
         touches_cube=len(cap_cells) > 0,
-        n_points=mise.n_points,
+        n_points=n_points,
     )
 
 

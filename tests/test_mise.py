@@ -170,6 +170,94 @@ def test_misuse_is_refused():
         mise.to_dense((0, 0, 0), (4, 3, 3))
 
 
+# ---- guesses -------------------------------------------------------------------------------------
+
+
+def solve_guessing(grid, resolution_0, depth, margin=2.0):
+    """MISE on a dense array, which is looked up only where a guess does not do."""
+    mise = MISE(resolution_0, depth, 0.0)
+    n_points = 0
+    while len(points := mise.query()):
+        values, errors = mise.guess(points)
+        needed = ~(np.abs(values) > margin * errors)
+        values[needed] = grid[tuple(points[needed].T)]
+        n_points += needed.sum()
+        mise.update(points, values, guessed=~needed)
+        assert len(np.unique(points, axis=0)) == len(points)
+    return mise, n_points
+
+
+def cut_edges(mise):
+    """The edges of the finest voxels that the surface cuts, with the values at their ends."""
+    cells, values = mise.cells()
+    corners = cells[:, None] + np.stack(np.unravel_index(np.arange(8), (2, 2, 2)), axis=1)
+    ends = np.array([(k, k | 1 << axis) for k in range(8) for axis in range(3) if not k >> axis & 1])
+    cut = (values[:, ends] > 0).any(axis=2) & ~(values[:, ends] > 0).all(axis=2)
+    edges = np.concatenate([corners[:, ends].reshape(-1, 12, 6), values[:, ends]], axis=2)
+    return np.unique(edges[cut], axis=0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_guesses_find_the_same_surface_with_less_work(seed):
+    grid = waves(seed, 128, 2)
+    whole, _ = solve(grid, 16, 3)
+    mise, n_points = solve_guessing(grid, 16, 3)
+    assert (cut_edges(mise) == cut_edges(whole)).all() and len(cut_edges(mise)) > 1000
+    assert n_points < 0.6 * whole.n_points
+
+
+def test_a_guess_and_its_error():
+    """One kink at x = 9: guesses there are off by as much as is said, and exact elsewhere."""
+    x = np.arange(33.0)
+    grid = np.broadcast_to((np.maximum(x - 9, 0) + 0.1 * x - 0.5)[:, None, None], (33, 33, 33))
+    mise = MISE(4, 3, 0.0)
+    for level in range(3):
+        points = mise.query()
+        values, errors = mise.guess(points)
+        off = np.abs(values - grid[tuple(points.T)])
+        if level == 0:
+            assert np.isnan(values).all() and np.isinf(errors).all()
+        elif level == 1:
+            assert np.isinf(errors).all()
+            assert off[points[:, 0] == 12] == pytest.approx(1.0 / 2 * 1) and off.min() < 1e-12
+        else:
+            assert (off <= 2 * errors + 1e-12).all() and np.isfinite(errors).any()
+        mise.update(points, grid[tuple(points.T)])
+
+
+def test_a_wrong_guess_at_the_surface_is_corrected_and_what_follows_from_it():
+    """Two of the points next to the surface are on its other side: new edges are cut."""
+    grid = np.broadcast_to(np.arange(9.0)[:, None, None] - 4.5, (9, 9, 9)).copy()
+    true = grid.copy()
+    true[4, 4, 4] = true[3, 4, 4] = 0.7
+    mise = MISE(2, 2, 0.0)
+    answered = set()
+    while len(points := mise.query()):
+        first = np.array([tuple(p) not in answered for p in points.tolist()])
+        answered.update(map(tuple, points.tolist()))
+        guessed = first & ~(points % 4 == 0).all(axis=1)
+        values = np.where(guessed, grid[tuple(points.T)], true[tuple(points.T)])
+        mise.update(points, values, guessed=guessed)
+    edges = cut_edges(mise)
+    assert (edges[:, 6] == true[tuple(edges[:, :3].astype(int).T)]).all()
+    assert (edges[:, 7] == true[tuple(edges[:, 3:6].astype(int).T)]).all()
+
+
+def test_misuse_of_guesses_is_refused():
+    mise = MISE(2, 1, 0.0)
+    points = mise.query()
+    with pytest.raises(ValueError, match="as many entries"):
+        mise.update(points, np.zeros(len(points)), guessed=[True])
+    values = np.arange(len(points)) - 12.5
+    mise.update(points[:1], values[:1])
+    with pytest.raises(ValueError, match="not being asked for"):
+        mise.update(points[:1], values[:1])
+    mise.update(points[1:2], values[1:2], guessed=[True])
+    mise.update(points[1:2], values[1:2])
+    with pytest.raises(ValueError, match="not being asked for"):
+        mise.update(points[1:2], values[1:2])
+
+
 @needs_reference
 @both_files
 def test_reference_queries_and_grid(name):

@@ -6,8 +6,8 @@ first child. The values live in a hash table with open addressing. Nothing is al
 or per point, and both grow with the area of the surface, not with the volume of the grid.
 """
 
-from libc.math cimport INFINITY, NAN, isnan
-from libc.stdint cimport int8_t, int32_t, int64_t, uint64_t
+from libc.math cimport INFINITY, NAN, fabs, isnan
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint64_t
 from libcpp.vector cimport vector
 
 import numpy as np
@@ -30,6 +30,10 @@ cdef inline void unpack(int64_t code, int64_t* p) noexcept:
     p[2] = code & mask
 
 
+cdef inline int64_t lowest_bit(int64_t number) noexcept:
+    return number & -number
+
+
 cdef class MISE:
     """Decides which points of a fine grid must be evaluated to find an iso-surface.
 
@@ -43,6 +47,17 @@ cdef class MISE:
         while len(points := mise.query()):
             mise.update(points, f(points))
         cells, values = mise.cells()
+
+    Where the field is smooth, most of these points need no evaluation: :meth:`guess` interpolates
+    between coarser points and says how far off that was at those. A guess on the right side of the
+    threshold decides as well as the value, except at the ends of the edges that the surface cuts:
+    in the end those are asked for again.
+
+        while len(points := mise.query()):
+            values, errors = mise.guess(points)
+            needed = ~(abs(values - threshold) > errors)
+            values[needed] = f(points[needed])
+            mise.update(points, values, guessed=~needed)
 
     Parameters
     ----------
@@ -64,9 +79,12 @@ cdef class MISE:
 
     cdef vector[int64_t] slot_code     # packed grid point, or FREE
     cdef vector[double] slot_value     # NaN until it is answered
+    cdef vector[float] slot_error      # of a guess there: observed, or its bound; NaN if not known
+    cdef vector[int8_t] slot_guessed   # whether the value is a guess
     cdef int hash_shift
     cdef vector[int64_t] asked         # the points of this round
     cdef size_t n_unanswered
+    cdef size_t n_guesses
 
     cdef vector[int64_t] voxel_corner  # packed lower corner, on the finest grid
     cdef vector[int8_t] voxel_level
@@ -83,7 +101,7 @@ cdef class MISE:
             )
         self.resolution_0, self.depth, self.threshold = resolution_0, depth, threshold
         self.resolution = resolution_0 << depth
-        self.n_points = self.n_unanswered = self.first_new_voxel = self.finest_level = 0
+        self.n_points = self.n_unanswered = self.n_guesses = self.first_new_voxel = self.finest_level = 0
         self.lowest, self.highest = INFINITY, -INFINITY
         self.resize_table(10)
         size = 1 << depth
@@ -99,18 +117,24 @@ cdef class MISE:
     def query(self):
         """The grid points to evaluate next: int64 (K, 3) indices on the finest grid.
 
-        Never contains a point that has been answered; K = 0 once the surface is found.
+        Never contains a point that has been answered by more than a guess; K = 0 once the surface
+        is found.
         """
-        points = np.empty((self.n_unanswered, 3), dtype=np.int64)
+        cdef vector[int64_t] wanted
+        cdef size_t i
+        if self.n_unanswered:
+            for i in range(self.asked.size()):
+                if isnan(self.value(self.asked[i])):
+                    wanted.push_back(self.asked[i])
+        else:
+            self.find_doubtful(wanted)
+        points = np.empty((wanted.size(), 3), dtype=np.int64)
         cdef int64_t[:, ::1] out = points
-        cdef size_t i, n = 0
-        for i in range(self.asked.size()):
-            if isnan(self.value(self.asked[i])):
-                unpack(self.asked[i], &out[n, 0])
-                n += 1
+        for i in range(wanted.size()):
+            unpack(wanted[i], &out[i, 0])
         return points
 
-    def update(self, const int64_t[:, :] points, const double[:] values):
+    def update(self, const int64_t[:, :] points, const double[:] values, guessed=None):
         """Answer points of the last ``query``, all or some of them, in any order.
 
         Parameters
@@ -118,6 +142,8 @@ cdef class MISE:
         points : int64 (K, 3)
         values : float64 (K,)
             Infinite values are fine.
+        guessed : bool (K,) or None
+            Which values are from :meth:`guess`; None when none is.
 
         Raises
         ------
@@ -126,20 +152,60 @@ cdef class MISE:
         """
         cdef Py_ssize_t i
         cdef size_t slot
+        cdef double guess, error, old
+        cdef const uint8_t[::1] is_guess
         if points.shape[1] != 3 or points.shape[0] != values.shape[0]:
             raise ValueError("update takes points (K, 3) and values (K,)")
+        if guessed is None:
+            guessed = np.zeros(len(values), dtype=bool)
+        is_guess = np.ascontiguousarray(guessed, dtype=bool).view(np.uint8)
+        if is_guess.shape[0] != values.shape[0]:
+            raise ValueError("guessed must have as many entries as values")
         for i in range(points.shape[0]):
             slot = self.find(pack(points[i, 0], points[i, 1], points[i, 2]))
-            if self.slot_code[slot] == FREE or not isnan(self.slot_value[slot]):
+            old = self.slot_value[slot]
+            if self.slot_code[slot] == FREE or not (isnan(old) or self.slot_guessed[slot]):
                 raise ValueError(f"point {list(points[i])} is not being asked for")
             if isnan(values[i]):
                 raise ValueError(f"the value at grid point {list(points[i])} is NaN")
-            self.slot_value[slot] = values[i]
-            self.n_unanswered -= 1
+            if isnan(old):
+                self.interpolate(self.slot_code[slot], &guess, &error)
+                self.slot_error[slot] = error if is_guess[i] else fabs(guess - values[i])
+                self.n_unanswered -= 1
+            else:
+                self.n_guesses -= 1
+                if (old > self.threshold) != (values[i] > self.threshold):
+                    self.asked.push_back(self.slot_code[slot])  # its voxels may be active after all
+            self.slot_value[slot], self.slot_guessed[slot] = values[i], is_guess[i]
+            self.n_guesses += is_guess[i]
             self.lowest = min(self.lowest, values[i])
             self.highest = max(self.highest, values[i])
         if self.n_unanswered == 0:
             self.refine()
+
+    def guess(self, const int64_t[:, ::1] points):
+        """Values of asked points by interpolation between the coarser points around them.
+
+        Returns
+        -------
+        values : float64 (K,)
+            NaN where there is none: for points of the coarse grid, and a second time.
+        errors : float64 (K,)
+            How far off guesses at those coarser points were at most, scaled to the distances: that
+            of a kink halves from level to level. Infinite where none of them was a guess.
+        """
+        values, errors = np.empty(points.shape[0]), np.empty(points.shape[0])
+        cdef double[::1] out_values = values
+        cdef double[::1] out_errors = errors
+        cdef Py_ssize_t i
+        cdef int64_t code
+        for i in range(points.shape[0]):
+            code = pack(points[i, 0], points[i, 1], points[i, 2])
+            if isnan(self.value(code)):
+                self.interpolate(code, &out_values[i], &out_errors[i])
+            else:
+                out_values[i], out_errors[i] = NAN, INFINITY
+        return values, errors
 
     def cells(self):
         """The finest voxels that the surface crosses.
@@ -241,6 +307,62 @@ cdef class MISE:
         for k in range(8):
             values[k] = self.value(code + pack(k >> 2, (k >> 1) & 1, k & 1))
 
+    cdef int find_doubtful(self, vector[int64_t]& found) except -1:
+        """Collect the guesses at ends of edges of the finest voxels that the surface cuts."""
+        cdef double values[8]
+        cdef size_t i, slot
+        cdef int k, axis
+        if self.n_guesses == 0:
+            return 0
+        for i in range(self.voxel_level.size()):
+            if self.voxel_level[i] != self.depth:
+                continue
+            self.corners(self.voxel_corner[i], values)
+            for k in range(8):
+                for axis in range(3):
+                    if (values[k] > self.threshold) != (values[k ^ (1 << axis)] > self.threshold):
+                        slot = self.find(
+                            self.voxel_corner[i] + pack(k >> 2, (k >> 1) & 1, k & 1)
+                        )
+                        if self.slot_guessed[slot] == 1:
+                            self.slot_guessed[slot] = 2  # each point once
+                            found.push_back(self.slot_code[slot])
+        for i in range(found.size()):
+            self.slot_guessed[self.find(found[i])] = 1
+        return 0
+
+    cdef void interpolate(self, int64_t code, double* value, double* error) noexcept:
+        """The mean of the coarser points next to a point, and how far off it may be."""
+        cdef int64_t p[3]
+        cdef int64_t q[3]
+        unpack(code, p)
+        cdef int64_t step = lowest_bit(p[0] | p[1] | p[2])
+        cdef int k, axis, n = 0
+        cdef double known
+        cdef size_t slot
+        value[0], error[0] = 0, -1
+        if step == 0 or step >= 1 << self.depth:  # of the coarse grid
+            value[0], error[0] = NAN, INFINITY
+            return
+        for k in range(8):
+            for axis in range(3):
+                q[axis] = p[axis]
+                if p[axis] & step:
+                    q[axis] += step if (k >> axis) & 1 else -step
+                elif (k >> axis) & 1:
+                    break  # this neighbour has come already
+            else:
+                slot = self.find(pack(q[0], q[1], q[2]))
+                value[0] += self.slot_value[slot]
+                n += 1
+                known = self.slot_error[slot]  # NaN for points of the coarse grid
+                known *= <double>step / lowest_bit(q[0] | q[1] | q[2])
+                if known > error[0]:
+                    error[0] = known
+        value[0] /= n
+        if error[0] < 0:
+            error[0] = INFINITY
+
     cdef int ask(self, int64_t code) except -1:
         cdef size_t slot = self.find(code)
         if self.slot_code[slot] == FREE:
@@ -256,16 +378,24 @@ cdef class MISE:
         cdef vector[int64_t] codes
         cdef vector[double] values
         cdef size_t i, slot
+        cdef vector[float] errors
+        cdef vector[int8_t] guessed
         codes.swap(self.slot_code)
         values.swap(self.slot_value)
+        errors.swap(self.slot_error)
+        guessed.swap(self.slot_guessed)
         self.slot_code.assign(<size_t>1 << bits, <int64_t>FREE)
         self.slot_value.assign(<size_t>1 << bits, <double>NAN)
+        self.slot_error.assign(<size_t>1 << bits, <float>NAN)
+        self.slot_guessed.assign(<size_t>1 << bits, <int8_t>0)
         self.hash_shift = 64 - bits
         for i in range(codes.size()):
             if codes[i] != FREE:
                 slot = self.find(codes[i])
                 self.slot_code[slot] = codes[i]
                 self.slot_value[slot] = values[i]
+                self.slot_error[slot] = errors[i]
+                self.slot_guessed[slot] = guessed[i]
         return 0
 
     def check_finished(self):
