@@ -1,19 +1,20 @@
 """The method written down without care for speed: what benchmarks compare with, and tests.
 
 Straightforward, not hobbled: whole tensors, no Python loop over rays. But every sample of every ray
-is evaluated, the depth takes eight secant steps, each loss term asks the network for itself, and
-normals are central differences of six evaluations.
+is evaluated, the depth takes eight secant steps, each loss term asks the network for itself with
+the latent code of each point, and normals are central differences of six evaluations.
 """
 
 import torch
 import torch.nn.functional as F
 
 from im2mesh.dvr import losses
+from im2mesh.dvr.training import Trainer
 from im2mesh.geometry import CUBE_PADDING, cube_interval
 
 STEP = 1e-3  # of the central differences
 SECANT_STEPS = 8
-MAX_POINTS = 2**18  # of one network call
+MAX_POINTS = 2**16  # of one network call
 
 
 def evaluate(field, points, rays):
@@ -78,11 +79,7 @@ class Step:
             Of the encoder.
         """
         model, weights = self.model, self.options.weights
-        shifts = model.encode(inputs)
-        objects = torch.zeros_like(rays.mask, dtype=torch.long) if rays.objects is None else rays.objects
-
-        def network(points, of):
-            return model.decoder(points, shifts, objects[of])
+        network = self._network(rays.objects, inputs)
 
         threshold = model.depth_function.logit_threshold
         found = march(
@@ -139,6 +136,18 @@ class Step:
             for name, term in self.terms(rays, inputs, n_steps, generator).items()
         ) / rays.n_images
 
+    def _network(self, objects, inputs):
+        decoder = self.model.decoder
+        if self.model.encoder is None:
+            return lambda points, of: decoder(points)
+        codes = self.model.encoder(inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs)
+
+        def network(points, of):
+            of_points = codes[objects[of]] if objects is not None else codes.expand(len(points), -1)
+            return decoder(points, decoder.condition(of_points), torch.arange(len(points)))
+
+        return network
+
     def _attached(self, network, rays, which, found):
         """Depths with the gradient of the implicit surface."""
         directions = rays.directions[which]
@@ -171,3 +180,19 @@ class Step:
 
         of_use = patches(whole).all(dim=1)
         return losses.image_gradient(patches(predicted)[of_use], patches(rays.rgb)[of_use], size)
+
+
+class PlainTrainer(Trainer):
+    """A trainer that sees the same pixels as the product's and computes its loss plainly."""
+
+    def train_step(self, batch, iteration):
+        self.model.train()
+        generator = self._generator(0, iteration)
+        n_steps, _ = self.model.depth_function.training_steps(iteration)
+        rays = self._sample(batch, self.options.n_training_points, generator)
+        loss = Step(self.model, self.options).loss(rays, batch.get("inputs"), n_steps, generator)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self._clip_gradient()
+        self.optimizer.step()
+        return {"loss": float(loss.detach()), "rays": len(rays.origins)}

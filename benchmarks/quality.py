@@ -1,0 +1,146 @@
+"""Does speed cost quality? The same training by the product and by its plain twin, seed by seed.
+
+    python -m benchmarks.quality CONFIG.yaml [--seeds 0 1 2] [--set key=value ...]
+
+Both start from the same weights and see the same pixels; the plain twin evaluates every sample of
+every ray and each loss term for itself (``benchmarks/plain.py``). Meshes and renderings are made the
+same way for both. Results go to <out_dir>/quality.json as they come; a second call goes on there.
+"""
+
+import argparse
+import json
+import logging
+import time
+from contextlib import closing
+from pathlib import Path
+from statistics import mean
+
+import pandas as pd
+import torch
+import trimesh
+
+from benchmarks import plain
+from benchmarks.common import machine_line, markdown_table
+from im2mesh.commands.evaluate import evaluate
+from im2mesh.commands.generate import generate
+from im2mesh.commands.render import render
+from im2mesh.commands.setup import get_dataset, output_folder
+from im2mesh.commands.train import Run
+from im2mesh.config import load_config
+from im2mesh.dvr.generation import Generator
+from im2mesh.eval import evaluate_mesh
+from im2mesh.files import atomic_path
+
+DEVICE = torch.device("cpu")
+TRAINERS = {"im2mesh": None, "plain twin": plain.PlainTrainer}
+LOOK_RESOLUTION = 64  # cells per axis of the meshes that are looked at during training
+
+
+class TimedRun(Run):
+    """A training run that knows what its steps took and looks at its mesh now and then.
+
+    Attributes
+    ----------
+    seconds : float
+        Of all training steps so far, without the loading of data and without the looks.
+    curve : list of (int, float, float)
+        Iteration, seconds and chamferL1 at every look.
+    """
+
+    def __init__(self, config, trainer_class=None, look_every=0, stop_at=0.0):
+        super().__init__(config, DEVICE)
+        if trainer_class is not None:
+            self.trainer = trainer_class(
+                self.model, self.optimizer, self.trainer.options, DEVICE, self.trainer.seed
+            )
+        self.look_every, self.stop_at = look_every, stop_at
+        self.seconds, self.curve = 0.0, []
+        self.truth = get_dataset(config, "eval")[0] if look_every else None
+
+    def _step(self, batch):
+        start = time.perf_counter()
+        report = super()._step(batch)
+        self.seconds += time.perf_counter() - start
+        if self.look_every and (self.iteration + 1) % self.look_every == 0:
+            self.curve.append((self.iteration + 1, self.seconds, self._distance()))
+        return report
+
+    def _reason_to_stop(self, deadline, received):
+        if self.curve and self.curve[-1][2] <= self.stop_at:
+            return 0, "good enough"
+        return super()._reason_to_stop(deadline, received)
+
+    def _distance(self):
+        mesh = Generator(
+            self.model, resolution_0=LOOK_RESOLUTION // 2, upsampling_steps=1, refinement_step=0,
+            with_colors=False,
+        ).generate()
+        points, normals = (self.truth[f"pointcloud.{name}"].numpy() for name in ("points", "normals"))
+        mesh = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
+        return evaluate_mesh(mesh, points, normals)["chamferL1"]
+
+
+def train(config, trainer_class=None, **options):
+    """Train to the end (or to ``stop_at``); gives the :class:`TimedRun`."""
+    run = TimedRun(config, trainer_class, **options)
+    with closing(run.board):
+        run.loop(float("inf"), [])
+    return run
+
+
+def measure_quality(config):
+    """chamferL1 (nan without a true cloud), mask IoU and PSNR of a trained model, by the commands."""
+    render(config, DEVICE, None)
+    views = pd.read_csv(output_folder(config, config["rendering"]["render_dir"], "metrics.csv"))
+    found = {"mask IoU": float(views["mask_iou"].mean()), "PSNR [dB]": float(views["psnr"].mean())}
+    [entry] = get_dataset(config, "render").entries
+    found["chamferL1"] = float("nan")
+    if (entry.folder / config["data"]["pointcloud_chamfer_file"]).exists():
+        generate(config, DEVICE, argparse.Namespace(overwrite=True))
+        evaluate(config, DEVICE, argparse.Namespace(workers=1))
+        folder = output_folder(config, config["generation"]["generation_dir"])
+        table = pd.read_csv(folder / f"{config['test']['eval_file_name']}.csv", index_col="class")
+        found["chamferL1"] = float(table.loc["mean", "chamferL1"])
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description="quality at the same number of iterations")
+    parser.add_argument("config", help="a config of one object and many views")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--set", nargs="+", action="extend", default=[], help="key=value, as in train.py")
+    args = parser.parse_args()
+    logging.getLogger("im2mesh").setLevel(logging.WARNING)
+
+    out_dir = output_folder(load_config(args.config, args.set), "quality")
+    results_file = out_dir / "quality.json"
+    results = json.loads(results_file.read_text()) if results_file.exists() else {}
+    for seed in args.seeds:
+        for name, trainer_class in TRAINERS.items():
+            key = f"{name}, seed {seed}"
+            if key in results:
+                continue
+            config = load_config(
+                args.config,
+                [*args.set, f"training.seed={seed}", f"training.out_dir={out_dir / key}",
+                 "training.validate_every=0", "training.visualize_every=0",
+                 "test.model_file=model.pt", "rendering.n_views=0"],
+            )
+            run = train(config, trainer_class)
+            results[key] = {"seconds": run.seconds, **measure_quality(config)}
+            print(key, results[key], flush=True)
+            with atomic_path(results_file) as path:
+                Path(path).write_text(json.dumps(results, indent=1))
+
+    metrics = ("chamferL1", "mask IoU", "PSNR [dB]", "seconds")
+    rows = [(key, *(row[metric] for metric in metrics)) for key, row in results.items()]
+    for name in TRAINERS:
+        of_name = [row for key, row in results.items() if key.startswith(name)]
+        rows.append((f"{name}, mean", *(mean(row[metric] for row in of_name) for metric in metrics)))
+    print(machine_line())
+    print(f"{args.config} {' '.join(args.set)}, {config['training']['max_iterations']} iterations\n")
+    print(markdown_table(("", *metrics), rows))
+
+
+if __name__ == "__main__":
+    main()
