@@ -20,6 +20,30 @@ def measure(function, repeats):
     return statistics.median(seconds)
 
 
+def measure_alternately(works, repeats):
+    """Median seconds of several works whose calls take turns, after one call each to warm up.
+
+    Parameters
+    ----------
+    works : list of (callable, float)
+        A call, and how much of the work it does (or how many times): its seconds are divided by it.
+    """
+    seconds = [[] for _ in works]
+    for repeat in range(repeats + 1):
+        for (function, share), of_work in zip(works, seconds):
+            spent, _ = timed(function)
+            if repeat:
+                of_work.append(spent / share)
+    return [statistics.median(of_work) for of_work in seconds]
+
+
+def timed(function):
+    """Seconds of a call, and its result."""
+    start = time.perf_counter()
+    result = function()
+    return time.perf_counter() - start, result
+
+
 def peak_memory(function, *args, warm_up=None):
     """MiB that ``function(*args)`` holds at its peak beyond what was held before (Linux).
 
@@ -50,10 +74,15 @@ def _high_water_mark():
     return int(line.split()[1])  # KiB
 
 
+def matmul_rate(size=1024):
+    """Floating-point operations per second of a product of float32 matrices."""
+    matrix = torch.rand(size, size)
+    return 2 * size**3 / measure(lambda: matrix @ matrix, repeats=10)
+
+
 def machine_line():
     """One line that says what the figures were measured on, with its float32 matmul rate."""
-    matrix = torch.rand(1024, 1024)
-    rate = 2 * 1024**3 / measure(lambda: matrix @ matrix, repeats=10) / 1e9
+    rate = matmul_rate() / 1e9
     return (
         f"{platform.system()} {platform.machine()}, torch {torch.__version__} with "
         f"{torch.get_num_threads()} CPU threads, float32 matmul {rate:.0f} GFLOP/s"

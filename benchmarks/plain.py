@@ -5,12 +5,14 @@ is evaluated, the depth takes eight secant steps, each loss term asks the networ
 the latent code of each point, and normals are central differences of six evaluations.
 """
 
+import mcubes
 import torch
 import torch.nn.functional as F
 
 from im2mesh.dvr import losses
 from im2mesh.dvr.training import Trainer
 from im2mesh.geometry import CUBE_PADDING, cube_interval
+from im2mesh.meshing import REFINEMENT_LEARNING_RATE, REFINEMENT_NORMAL_WEIGHT
 
 STEP = 1e-3  # of the central differences
 SECANT_STEPS = 8
@@ -196,3 +198,62 @@ class PlainTrainer(Trainer):
         self._clip_gradient()
         self.optimizer.step()
         return {"loss": float(loss.detach()), "rays": len(rays.origins)}
+
+
+@torch.no_grad()
+def render(model, origins, directions, n_steps):
+    """Colours (R, 3), depths (R,) and normals (R, 3) of rays; white, inf and 0 for a miss."""
+    threshold = model.depth_function.logit_threshold
+    depth = march(
+        lambda points, rays: model.decoder(points)[:, 0] - threshold, origins, directions, n_steps
+    )
+    hit = depth.isfinite()
+    points = origins[hit] + depth[hit, None] * directions[hit]
+    rgb, normals = torch.ones_like(origins), torch.zeros_like(origins)
+    rgb[hit] = torch.sigmoid(model.decoder(points)[:, 1:])
+    normals[hit] = Step._normals(lambda points, rays: model.decoder(points), points, None)
+    return rgb, depth, normals
+
+
+def extract_mesh(field, resolution, level=0.0):
+    """Marching cubes on the logits at all points of a grid over the unit cube; (V, 3), (F, 3)."""
+    axis = torch.linspace(-0.5, 0.5, resolution + 1)
+    grid = dense_values(field, axis, axis).numpy().astype("float64")
+    vertices, faces = mcubes.marching_cubes(grid, level)
+    return vertices / resolution - 0.5, faces.astype("int64")
+
+
+@torch.no_grad()
+def dense_values(field, planes, axis):
+    """Logits at all points of some planes of a grid, (len(planes), N, N)."""
+    points = torch.cartesian_prod(planes, axis, axis)
+    values = torch.cat([field(chunk) for chunk in points.split(MAX_POINTS)])
+    return values.view(len(planes), len(axis), len(axis))
+
+
+def refine(vertices, faces, field, n_steps, max_faces, tau, generator):
+    """:func:`im2mesh.meshing.refine` with the gradient of the field by automatic differentiation.
+
+    ``field`` maps points (M, 3) to logits (M,), with a graph. The normals' loss is differentiated
+    twice.
+    """
+    moving = torch.tensor(vertices, dtype=torch.float64, requires_grad=True)
+    faces = torch.from_numpy(faces)
+    optimizer = torch.optim.RMSprop([moving], lr=REFINEMENT_LEARNING_RATE)
+    for _ in range(n_steps):
+        chosen = torch.randperm(len(faces), generator=generator)[:max_faces]
+        weights = torch.randn(len(chosen), 3, 1, generator=generator, dtype=torch.float64) ** 2
+        weights = weights / weights.sum(dim=1, keepdim=True)
+        triangles = moving[faces[chosen]]
+        points = (weights * triangles).sum(dim=1).float()
+        a, b, c = triangles.unbind(dim=1)
+        occupancy = torch.sigmoid(field(points))
+        (gradient,) = torch.autograd.grad(occupancy.sum(), points, create_graph=True)
+        face_normals = F.normalize(torch.linalg.cross(b - a, c - a), dim=1)
+        difference = face_normals + F.normalize(gradient, dim=1)
+        loss = (occupancy - tau).square().mean()
+        loss = loss + REFINEMENT_NORMAL_WEIGHT * difference.square().sum(dim=1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return moving.detach().numpy()

@@ -45,6 +45,35 @@ def view_batch(height=300, width=400):
     return batch | {f"img.{name}": matrix[None] for name, matrix in matrices.items()}
 
 
+def conditional_batch(n_objects, size=137, input_size=224):
+    """A single-view training batch: the bumpy ball so many times, each with an input of its own."""
+    batch = view_batch(size, size)
+    matrices = [batch[f"img.{name}_mat"] for name in ("camera", "world", "scale")]
+    rays = geometry.camera_rays(
+        geometry.pixel_centers(size, size)[None], geometry.object_to_image(*matrices)
+    )
+    origins, directions = (t[0] for t in rays)
+    hits = march(
+        lambda points, rays: bumpy_ball(points)[:, 0], origins, directions,
+        *geometry.cube_interval(origins, directions, padding=0.0)[:2], 64,
+    )
+    batch["img.depth"] = hits.depth.where(hits.hit, torch.inf).view(1, size, size).float()
+    batch = {name: torch.cat([value] * n_objects) for name, value in batch.items()}
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.rand(n_objects, 3, input_size, input_size, generator=generator)
+    return batch | {"inputs": (255 * pictures).to(torch.uint8)}
+
+
+def fitted_conditional_model(config, batch):
+    """The model of a single-view config whose decoder fits the bumpy ball for a batch's inputs."""
+    torch.manual_seed(0)
+    model = method_module(config).get_model(config)
+    with torch.no_grad():
+        codes = model.encoder(batch["inputs"].float() / 255)
+    _fit(model.decoder, codes)
+    return model
+
+
 def fitted_model(hidden_size, overrides=(), n_steps=200, n_points=512):
     """The DTU configuration and its model, fitted to the bumpy ball.
 
@@ -66,11 +95,21 @@ def fitted_model(hidden_size, overrides=(), n_steps=200, n_points=512):
     config = load_config(CONFIG, [f"model.decoder_kwargs.hidden_size={hidden_size}", *overrides])
     torch.manual_seed(0)
     model = method_module(config).get_model(config)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    _fit(model.decoder, None, n_steps, n_points)
+    return config, model
+
+
+def _fit(decoder, codes, n_steps=200, n_points=512):
+    """Teach a decoder the bumpy ball, for random ones of the latent codes (B, C) if there are any."""
+    optimizer = torch.optim.Adam(decoder.parameters(), lr=1e-3)
     for _ in range(n_steps):
         points = 1.1 * torch.rand(n_points, 3) - 0.55
-        loss = (model.decoder(points) - bumpy_ball(points)).square().mean()
+        if codes is None:
+            found = decoder(points)
+        else:
+            objects = torch.randint(len(codes), (n_points,))
+            found = decoder(points, decoder.condition(codes), objects)
+        loss = (found - bumpy_ball(points)).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return config, model

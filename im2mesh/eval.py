@@ -12,12 +12,15 @@ from scipy.spatial import cKDTree
 
 logger = logging.getLogger(__name__)
 
+ORDER_CELLS = 32  # per cube edge: nearest neighbours are looked for cell by cell
+
 THRESHOLDS = np.arange(1, 1001) / 1000
 """Distances 0.001, 0.002 ... 1 at which precision, recall and F are reported."""
 
 
 def evaluate_mesh(
-    mesh, gt_points, gt_normals=None, n_points=100_000, seed=0, points_iou=None, occupancies=None
+    mesh, gt_points, gt_normals=None, n_points=100_000, seed=0, points_iou=None, occupancies=None,
+    n_threads=-1,
 ):
     """Compare a mesh with the true surface.
 
@@ -34,6 +37,8 @@ def evaluate_mesh(
         The same seed gives the same points.
     points_iou, occupancies : array (K, 3) and (K,), optional
         Points in object space and whether each lies inside the true object.
+    n_threads : int
+        Threads that look for nearest neighbours; -1 for one on each core.
 
     Returns
     -------
@@ -42,7 +47,7 @@ def evaluate_mesh(
         Inside and outside are well defined for watertight meshes alone.
     """
     points, normals = sample_mesh(mesh, n_points, seed)
-    metrics = evaluate_pointclouds(points, gt_points, normals, gt_normals)
+    metrics = evaluate_pointclouds(points, gt_points, normals, gt_normals, n_threads=n_threads)
     if points_iou is not None:
         inside = mesh.contains(points_iou) if len(points) else np.zeros(len(points_iou), bool)
         metrics["iou"] = occupancy_iou(inside, occupancies)
@@ -64,7 +69,9 @@ def sample_mesh(mesh, n_points, seed=0):
     return points, mesh.face_normals[faces]
 
 
-def evaluate_pointclouds(pred, gt, pred_normals=None, gt_normals=None, thresholds=THRESHOLDS):
+def evaluate_pointclouds(
+    pred, gt, pred_normals=None, gt_normals=None, thresholds=THRESHOLDS, n_threads=-1
+):
     """Compare a cloud of predicted surface points with the true cloud (method section 9).
 
     Parameters
@@ -75,6 +82,8 @@ def evaluate_pointclouds(pred, gt, pred_normals=None, gt_normals=None, threshold
         True points.
     thresholds : array (T,)
         Distances at which precision, recall and F are taken.
+    n_threads : int
+        Threads that look for nearest neighbours; -1 for one on each core.
 
     Returns
     -------
@@ -101,8 +110,8 @@ def evaluate_pointclouds(pred, gt, pred_normals=None, gt_normals=None, threshold
     if len(pred) == 0:
         logger.warning("empty prediction: every metric gets its worst value")
         return _worst_metrics(thresholds, has_normals=gt_normals is not None)
-    completeness, nearest_pred = cKDTree(pred).query(gt, workers=-1)
-    accuracy, nearest_gt = cKDTree(gt).query(pred, workers=-1)
+    completeness, nearest_pred = _nearest(gt, pred, n_threads)
+    accuracy, nearest_gt = _nearest(pred, gt, n_threads)
     normals_completeness = normals_accuracy = np.nan
     if pred_normals is not None and gt_normals is not None:
         pred_normals, gt_normals = np.asarray(pred_normals), np.asarray(gt_normals)
@@ -125,6 +134,17 @@ def occupancy_iou(inside, occupancies):
     """Intersection over union of two sets of points given as flags (K,); 0 if both are empty."""
     inside, occupancies = np.asarray(inside) > 0.5, np.asarray(occupancies) > 0.5
     return float((inside & occupancies).sum() / max((inside | occupancies).sum(), 1))
+
+
+def _nearest(points, others, n_threads):
+    """Distance of each of the points to the nearest of the others, and which it is."""
+    # The walk of one query is warm in the cache for the next one if that is near.
+    order = np.lexsort(np.floor(ORDER_CELLS * points).T)
+    # Without balance a tree is built in a third of the time; on a surface it is as good.
+    found = cKDTree(others, balanced_tree=False).query(points[order], workers=n_threads)
+    distances, nearest = np.empty(len(points)), np.empty(len(points), dtype=np.int64)
+    distances[order], nearest[order] = found
+    return distances, nearest
 
 
 def _share_within(distances, thresholds):

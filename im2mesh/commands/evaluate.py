@@ -43,7 +43,8 @@ def evaluate(config, device, args):
             f"there is no mesh to evaluate, {paths[0]} and all others are missing: run "
             "generate.py with the same config first"
         )
-    measure = partial(_measure, dataset, config["training"]["seed"])
+    n_threads = -1 if args.workers == 1 else 1  # of each process
+    measure = partial(_measure, dataset, config["training"]["seed"], n_threads)
     # On a terminal the progress bar says it; elsewhere, and in the log, lines do.
     level = logging.DEBUG if sys.stderr.isatty() else logging.INFO
     labels, rows, damaged, left_out = [], [], 0, []
@@ -77,7 +78,7 @@ def evaluate(config, device, args):
     return INCOMPLETE if damaged or left_out else 0
 
 
-def _measure(dataset, seed, number, path):
+def _measure(dataset, seed, n_threads, number, path):
     """The metrics of an object, or None, and the ``InputError`` that was met, or None."""
     try:
         truth = dataset[number]
@@ -89,7 +90,7 @@ def _measure(dataset, seed, number, path):
     except InputError as err:
         mesh, problem = trimesh.Trimesh(), err
     points, normals = (truth[f"pointcloud.{name}"].numpy() for name in ("points", "normals"))
-    return evaluate_mesh(mesh, points, normals, seed=seed), problem
+    return evaluate_mesh(mesh, points, normals, seed=seed, n_threads=n_threads), problem
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ or at one random depth in free or in occupied space. These points are gathered o
 objects, and the network runs once with gradients. Nothing is evaluated that no term needs.
 """
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 
@@ -151,20 +152,22 @@ class Trainer:
         values, hit = self._terms(rays, shifts, wanted, steps, generator, bounds)
         terms = self._reduced(values, len(batch["img"]))
         loss = self._weighted(terms)
-        if not torch.isfinite(loss):
-            bad = [name for name, term in terms.items() if not torch.isfinite(term)]
-            raise FloatingPointError(f"the loss term {', '.join(bad)} is not finite")
         self.optimizer.zero_grad(set_to_none=True)
+        norm = torch.zeros_like(loss)
         if loss.requires_grad:
             loss.backward()
             norm = self._clip_gradient()
-            if not norm.isfinite():
-                raise FloatingPointError("the gradient of the loss is not finite")
-            self.optimizer.step()
-        else:
-            norm = torch.zeros(())
         report = {"loss": loss, **terms, "gradient_norm": norm, "hit_share": hit.float().mean()}
-        report = {name: float(value.detach()) for name, value in report.items()}
+        # One transfer for all: the device is waited for once.
+        numbers = torch.stack([value.detach().float() for value in report.values()]).tolist()
+        report = dict(zip(report, numbers))
+        bad = [name for name in terms if not math.isfinite(report[name])]
+        if bad:
+            raise FloatingPointError(f"the loss term {', '.join(bad)} is not finite")
+        if not math.isfinite(report["gradient_norm"]):
+            raise FloatingPointError("the gradient of the loss is not finite")
+        if loss.requires_grad:
+            self.optimizer.step()
         return report | {"rays": len(rays.origins)}
 
     def _clip_gradient(self):
@@ -263,7 +266,7 @@ class Trainer:
             origins = torch.cat([origins, sparse[0][valid]])
             directions = torch.cat([directions, sparse[1][valid]])
             objects = torch.cat([objects, valid.nonzero()[:, 0]])
-            sparse_depth = depth[valid].to(self.device)
+            sparse_depth = self._moved(depth[valid])
 
         def known(key):
             if key not in batch:
@@ -271,12 +274,12 @@ class Trainer:
             values = [
                 geometry.look_up(image[None], p[None])[0] for image, p in zip(batch[key], pixels)
             ]
-            return torch.cat(values).to(self.device, non_blocking=True)
+            return self._moved(torch.cat(values))
 
         return Rays(
-            origins=origins.to(self.device, non_blocking=True),
-            directions=directions.to(self.device, non_blocking=True),
-            objects=objects.to(self.device) if batch_size > 1 else None,
+            origins=self._moved(origins),
+            directions=self._moved(directions),
+            objects=self._moved(objects) if batch_size > 1 else None,
             rgb=known("img").float() / 255,
             mask=known("img.mask"),
             depth=known("img.depth"),
@@ -285,6 +288,12 @@ class Trainer:
             n_images=batch_size,
             n_patches=n_patches,
         )
+
+    def _moved(self, tensor):
+        """A tensor on the device; a GPU takes it from pinned memory while this process goes on."""
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
 
     def _terms(self, rays, shifts, wanted, n_steps, generator, bounds=None):
         """Per-ray values of the wanted terms.

@@ -1,0 +1,288 @@
+"""The product against its plain twin, part by part, in one run: how many times as fast.
+
+    python -m benchmarks.compare [--only PART ...] [--repeats 3]
+
+Both sides alternate, with the same number of threads; seconds are medians. The plain twin (``plain.py``)
+is the method as it is written down, in whole tensors. Where it would take hours it does a share of the
+work and its time is scaled up; the table says so. The first run makes the scene of scripts/demo.sh and
+trains a model on it (``trained.yaml``), both in out/benchmarks: that takes a quarter of an hour.
+"""
+
+import argparse
+import copy
+import os
+import tempfile
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+import trimesh
+from torch.utils.data import default_collate
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import plain
+from benchmarks.common import (
+    machine_line, markdown_table, matmul_rate, measure_alternately, peak_memory, timed,
+)
+from benchmarks.evaluate import evaluate_mesh_plainly
+from benchmarks.quality import train
+from benchmarks.shape import conditional_batch, fitted_conditional_model
+from im2mesh import geometry, meshing
+from im2mesh.commands.setup import get_dataset, load_trained_model
+from im2mesh.config import load_config, method_module
+from im2mesh.data.fields import read_camera
+from im2mesh.dvr.generation import Generator
+from im2mesh.dvr.rendering import Renderer
+from im2mesh.eval import evaluate_mesh, sample_mesh
+from im2mesh.ext import new_mise
+from im2mesh.synthetic import make_dtu_scene
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[1]
+TRAINED = ROOT / "benchmarks/trained.yaml"
+DEMO = ROOT / "configs/demo/synthetic_scene.yaml"
+DTU = ROOT / "configs/multi_view_reconstruction/skull/ours_rgb.yaml"
+SINGLE_VIEW = ROOT / "configs/single_view_reconstruction/multi_view_supervision/ours_combined.yaml"
+ROUND = 16  # iterations between two looks at the coarse grid: seconds of a step are means over them
+SETTLE = 6 * ROUND  # iterations until the optimizer and the grid are as in the middle of a run
+
+
+def trained_model():
+    """The config of ``trained.yaml``, its dataset's folder, and the model; made where missing."""
+    config = load_config(TRAINED, ["test.model_file=model.pt"])
+    folder = Path(config["data"]["path"])
+    if not folder.exists():
+        print(f"making the scene {folder}", flush=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            make_dtu_scene(Path(temporary) / "scene")
+            os.rename(Path(temporary) / "scene", folder)
+    print("training (returns at once if that is done)", flush=True)
+    train(config)
+    return config, load_trained_model(config, CPU)
+
+
+def training_step(repeats):
+    """DTU configuration on the trained model, 2048 rays: two numbers of steps."""
+    config, model = trained_model()
+    rows, shares = [], []
+    for n_steps in (16, 128):
+        dtu = load_config(
+            DTU,
+            [f"data.path={config['data']['path']}", "data.classes=[scan1]", "data.n_views=0",
+             "data.ignore_image_idx=[]", f"model.depth_function_kwargs.init_resolution={n_steps}"],
+        )
+        method = method_module(dtu)
+        learner = method.get_model(dtu)
+        learner.load_state_dict(model.state_dict())
+        trainer = method.get_trainer(dtu, learner, method.get_optimizer(dtu, learner), CPU)
+        dataset = get_dataset(dtu, "train")
+        batches = [default_collate([dataset[2 * i]]) for i in range(ROUND)]
+        for iteration in range(SETTLE):
+            trainer.train_step(batches[iteration % ROUND], iteration)
+        twin = copy.deepcopy(learner)
+        plain_trainer = plain.PlainTrainer(twin, method.get_optimizer(dtu, twin), trainer.options)
+
+        def steps(trainer, count):
+            for iteration in range(SETTLE, SETTLE + count):
+                trainer.train_step(batches[iteration % ROUND], iteration)
+
+        with FlopCounterMode(display=False) as counter:
+            steps(trainer, ROUND)
+        rate = matmul_rate()
+        slow, fast = measure_alternately(
+            [(partial(steps, plain_trainer, 2), 2), (partial(steps, trainer, ROUND), ROUND)], repeats
+        )
+        rate = (rate + matmul_rate()) / 2
+        name = f"training step, DTU, {n_steps} steps"
+        rows.append((name, slow, fast, 4 if n_steps == 16 else 10, ""))
+        shares.append((name, counter.get_total_flops() / ROUND, fast, rate))
+    return rows, shares
+
+
+def single_view_step(repeats):
+    """8 objects x 1024 rays, resnet18, hidden 512: in full and in reduced precision."""
+    config, model, batch = fitted_single_view(512, n_objects=8)
+    method = method_module(config)
+    twin = copy.deepcopy(model)
+    trainers = []
+    for learner, precision in ((model, None), (copy.deepcopy(model), torch.bfloat16)):
+        trainer = method.get_trainer(config, learner, method.get_optimizer(config, learner), CPU)
+        trainer.options = replace(trainer.options, precision=precision)
+        trainers.append(trainer)
+    options = trainers[0].options
+    plain_trainer = plain.PlainTrainer(twin, method.get_optimizer(config, twin), options)
+    with FlopCounterMode(display=False) as counter:
+        trainers[0].train_step(batch, 0)
+    rate = matmul_rate()
+    slow, fast, reduced = measure_alternately(
+        [(partial(t.train_step, batch, 0), 1) for t in (plain_trainer, *trainers)], repeats
+    )
+    rate = (rate + matmul_rate()) / 2
+    name = "training step, single view, 8 x 1024 rays, 16 steps"
+    rows = [(name, slow, fast, 3, ""), (f"{name}, bfloat16", slow, reduced, 3, "")]
+    return rows, [(name, counter.get_total_flops(), fast, rate)]
+
+
+def time_to_quality(repeats):
+    """Training time on the demo scene until chamferL1 is 0.012."""
+    config, _ = trained_model()
+    seconds = []
+    for trainer_class in (plain.PlainTrainer, None):
+        with tempfile.TemporaryDirectory() as out_dir:
+            demo = load_config(
+                DEMO,
+                [f"data.path={config['data']['path']}", f"training.out_dir={out_dir}",
+                 "training.validate_every=0", "training.print_every=0"],
+            )
+            run = train(demo, trainer_class, look_every=20, stop_at=0.012)
+        iteration, spent, distance = run.curve[-1]
+        print(f"chamferL1 {distance:.4f} at iteration {iteration}", flush=True)
+        seconds.append(spent)
+    return [("training to chamferL1 0.012, demo scene", *seconds, 5, "one run each")], []
+
+
+def rendering(repeats, size=400, n_steps=1024, n_plain=512):
+    """One picture with colour, depth and normals."""
+    config, model = trained_model()
+    [entry] = get_dataset(config, "render").entries
+    camera = read_camera(entry.folder / "cameras.npz", 0)
+    to_image = geometry.object_to_image(camera["camera_mat"], camera["world_mat"], camera["scale_mat"])
+    origins, directions = (
+        t[0] for t in geometry.camera_rays(geometry.pixel_centers(size, size)[None], to_image[None])
+    )
+    some = torch.randperm(size**2, generator=torch.Generator().manual_seed(0))[:n_plain]
+    renderer = Renderer(model, n_steps=(n_steps, n_steps + 1))
+    slow, fast = measure_alternately(
+        [(partial(plain.render, model, origins[some], directions[some], n_steps), n_plain / size**2),
+         (lambda: renderer.render(to_image, size, size, bounds=renderer.bounds()), 1)],
+        repeats,
+    )
+    name = f"rendering {size}x{size}, {n_steps} steps"
+    return [(name, slow, fast, 15, f"plain: {n_plain} rays, scaled")], []
+
+
+def mesh(repeats, resolution=256, n_planes=4, n_refined=3):
+    """256^3 cells: extraction alone, and with 30 steps of refinement."""
+    _, model = trained_model()
+    field = model.logit_field()
+    axis = torch.linspace(-0.5, 0.5, resolution + 1)
+    planes = axis[:: resolution // (n_planes - 1)][:n_planes]
+    extract = partial(meshing.extract_mesh, field, resolution_0=32, upsampling_steps=3)
+    extracted = extract()
+    options = {"max_faces": 10000, "tau": 0.5}
+
+    def refine(function, field, n_steps):
+        function(
+            extracted.vertices, extracted.faces, field, n_steps=n_steps,
+            generator=torch.Generator().manual_seed(0), **options,
+        )
+
+    dense, asked, fast, slow_refined, fast_refined = measure_alternately(
+        [(partial(plain.dense_values, field, planes, axis), len(planes) / len(axis)),
+         (partial(plain_mise, field, 32, 3), 1),
+         (extract, 1),
+         (partial(refine, plain.refine, lambda p: model.decoder(p)[:, 0], n_refined), n_refined / 30),
+         (partial(refine, meshing.refine, model.logit_and_gradient(), 30), 1)],
+        repeats,
+    )
+    scaled = f"plain: {len(planes)} of {len(axis)} planes"
+    refined = f"{n_refined} of 30 refinement steps"
+    name = f"mesh {resolution}^3"
+    with_refinement = f"{name}, with refinement"
+    fast_total = fast + fast_refined
+    return [
+        (f"{name}, against the dense grid", dense, fast, 1.5, f"{scaled}, scaled"),
+        (f"{name}, against MISE", asked, fast, 1.5, ""),
+        (f"{with_refinement}, against the dense grid", dense + slow_refined, fast_total, 3,
+         f"{scaled}, {refined}, scaled"),
+        (f"{with_refinement}, against MISE", asked + slow_refined, fast_total, 3,
+         f"plain: {refined}, scaled"),
+    ], []
+
+
+def plain_mise(field, resolution_0, upsampling_steps):
+    """Every point that MISE asks for, evaluated."""
+    mise = new_mise(resolution_0, upsampling_steps, 0.0)
+    while len(points := mise.query()):
+        mise.update(points, meshing.evaluate(field, points / mise.resolution - 0.5))
+    return mise.cells()
+
+
+def large_mesh(repeats):
+    """1024^3 against 256^3 cells: seconds once, and the memory of a fresh process."""
+    _, model = trained_model()
+    generators = [
+        Generator(model, resolution_0=32, upsampling_steps=steps, refinement_step=0, with_colors=False)
+        for steps in (3, 5)
+    ]
+    small, large = (timed(generator.generate)[0] for generator in generators)
+    memory = peak_memory(Generator.generate, generators[1])
+    note = f"{large / small:.1f} times the time of 256^3 (asked: at most 20), {memory / 1024:.2f} GiB (4)"
+    return [("mesh 1024^3", float("nan"), large, float("nan"), note)], []
+
+
+def evaluation(repeats, n_points=100_000):
+    """Metrics of one mesh."""
+    predicted = trimesh.creation.icosphere(subdivisions=6, radius=0.40)
+    truth = trimesh.creation.icosphere(subdivisions=6, radius=0.41)
+    others = (*sample_mesh(truth, n_points, seed=1), n_points)
+    slow, fast = measure_alternately(  # copies: a mesh caches its areas and normals
+        [(lambda: evaluate_mesh_plainly(predicted.copy(), *others), 1),
+         (lambda: evaluate_mesh(predicted.copy(), *others), 1)],
+        max(repeats, 7),
+    )
+    return [(f"evaluation of a mesh, {n_points} points", slow, fast, 6, "")], []
+
+
+def fitted_single_view(hidden_size, n_objects):
+    config = load_config(
+        SINGLE_VIEW,
+        [f"model.decoder_kwargs.hidden_size={hidden_size}", "model.encoder_kwargs.pretrained=false",
+         "training.n_training_points=1024"],
+    )
+    batch = conditional_batch(n_objects)
+    return config, fitted_conditional_model(config, batch), batch
+
+
+PARTS = {
+    part.__name__: part
+    for part in (
+        evaluation, training_step, single_view_step, rendering, mesh, large_mesh, time_to_quality,
+    )
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description="the product against its plain twin")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART",
+                        help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--repeats", type=int, default=3, help="of each side; the median counts")
+    args = parser.parse_args()
+
+    print(machine_line(), flush=True)
+    rows, shares = [], []
+    for name in args.only:
+        part_rows, part_shares = PARTS[name](args.repeats)
+        rows += [(work, slow, fast, slow / fast, wanted, note)
+                 for work, slow, fast, wanted, note in part_rows]
+        shares += part_shares
+        for row in rows[-len(part_rows):]:
+            print(row, flush=True)
+    print()
+    header = ("work", "plain twin [s]", "im2mesh [s]", "times as fast", "asked", "")
+    print(markdown_table(header, rows))
+    if shares:
+        print("\nOf a training step, what matrix products of the same size in one piece would take:\n")
+        header = ("work", "GFLOP", "seconds", "matmul [GFLOP/s]", "share (limit 1.0)")
+        print(markdown_table(
+            header,
+            [(work, flops / 1e9, seconds, rate / 1e9, flops / rate / seconds)
+             for work, flops, seconds, rate in shares],
+        ))
+    print("\n" + machine_line())
+
+
+if __name__ == "__main__":
+    main()
