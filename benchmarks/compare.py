@@ -10,6 +10,7 @@ trains a model on it (``trained.yaml``), both in out/benchmarks: that takes a qu
 
 import argparse
 import copy
+import itertools
 import os
 import tempfile
 from dataclasses import replace
@@ -28,7 +29,7 @@ from benchmarks.common import (
 from benchmarks.evaluate import evaluate_mesh_plainly
 from benchmarks.quality import train
 from benchmarks.shape import conditional_batch, fitted_conditional_model
-from im2mesh import geometry, meshing
+from im2mesh import checkpoints, geometry, meshing
 from im2mesh.commands.setup import get_dataset, load_trained_model
 from im2mesh.config import load_config, method_module
 from im2mesh.data.fields import read_camera
@@ -44,8 +45,8 @@ TRAINED = ROOT / "benchmarks/trained.yaml"
 DEMO = ROOT / "configs/demo/synthetic_scene.yaml"
 DTU = ROOT / "configs/multi_view_reconstruction/skull/ours_rgb.yaml"
 SINGLE_VIEW = ROOT / "configs/single_view_reconstruction/multi_view_supervision/ours_combined.yaml"
-ROUND = 16  # iterations between two looks at the coarse grid: seconds of a step are means over them
-SETTLE = 6 * ROUND  # iterations until the optimizer and the grid are as in the middle of a run
+ROUND = 32  # iterations, each of another view: seconds of a step are means over them
+SETTLE = 3 * ROUND  # until the model goes on steadily with these losses
 
 
 def trained_model():
@@ -66,6 +67,7 @@ def trained_model():
 def training_step(repeats):
     """DTU configuration on the trained model, 2048 rays: two numbers of steps."""
     config, model = trained_model()
+    state = checkpoints.load(Path(config["training"]["out_dir"], "model.pt"))["optimizer"]
     rows, shares = [], []
     for n_steps in (16, 128):
         dtu = load_config(
@@ -76,25 +78,31 @@ def training_step(repeats):
         method = method_module(dtu)
         learner = method.get_model(dtu)
         learner.load_state_dict(model.state_dict())
-        trainer = method.get_trainer(dtu, learner, method.get_optimizer(dtu, learner), CPU)
+        optimizer = method.get_optimizer(dtu, learner)
+        optimizer.load_state_dict(state)  # moments as in the middle of a run
+        trainer = method.get_trainer(dtu, learner, optimizer, CPU)
         dataset = get_dataset(dtu, "train")
-        batches = [default_collate([dataset[2 * i]]) for i in range(ROUND)]
-        for iteration in range(SETTLE):
-            trainer.train_step(batches[iteration % ROUND], iteration)
+        batches = [default_collate([dataset[i]]) for i in range(ROUND)]
         twin = copy.deepcopy(learner)
-        plain_trainer = plain.PlainTrainer(twin, method.get_optimizer(dtu, twin), trainer.options)
+        optimizer = method.get_optimizer(dtu, twin)
+        optimizer.load_state_dict(state)
+        plain_trainer = plain.PlainTrainer(twin, optimizer, trainer.options)
 
-        def steps(trainer, count):
-            for iteration in range(SETTLE, SETTLE + count):
+        def steps(trainer, iterations, count):
+            for iteration in itertools.islice(iterations, count):
                 trainer.train_step(batches[iteration % ROUND], iteration)
 
-        with FlopCounterMode(display=False) as counter:
-            steps(trainer, ROUND)
+        iterations = itertools.count()
+        steps(trainer, iterations, SETTLE)
         rate = matmul_rate()
         slow, fast = measure_alternately(
-            [(partial(steps, plain_trainer, 2), 2), (partial(steps, trainer, ROUND), ROUND)], repeats
+            [(partial(steps, plain_trainer, itertools.count(), 2), 2),
+             (partial(steps, trainer, iterations, ROUND), ROUND)],
+            repeats,
         )
         rate = (rate + matmul_rate()) / 2
+        with FlopCounterMode(display=False) as counter:
+            steps(trainer, iterations, ROUND)
         name = f"training step, DTU, {n_steps} steps"
         rows.append((name, slow, fast, 4 if n_steps == 16 else 10, ""))
         shares.append((name, counter.get_total_flops() / ROUND, fast, rate))

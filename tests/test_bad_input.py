@@ -79,6 +79,12 @@ def test_config(project, fails, override, words):
     has(fails("train", project(), "--set", override), *words)
 
 
+def test_nothing_to_compile_with(project, fails, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    message = fails("train", project(), "--set", "training.compile=true")
+    has(message, "training.compile", "no-such-compiler", "apt install g++", "set false")
+
+
 def test_config_file(project, fails, tmp_path):
     has(fails("train", tmp_path / "no.yaml"), tmp_path / "no.yaml", "No such file")
     config = project()

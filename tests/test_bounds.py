@@ -76,15 +76,19 @@ def test_a_kink_stays_within_the_errors(axis, place):
 def test_a_learning_field_changes_as_it_did_before():
     bounds = OccupancyBounds(8)
     points = torch.tensor([[0.1, 0.2, -0.3]])
-    heights = [1.0, 1.5, 1.7]
-    found = []
-    for height in heights:
-        bounds.update(lambda points: torch.full_like(points[:, 0], height), learning=True)
+    found, staleness = [], []
+    for height, ahead in ((1.0, 1.0), (1.5, 1.0), (1.7, 2.0), (1.7, 2.0), (0.3, 0.25), (-0.1, 1.0)):
+        bounds.update(lambda points: torch.full_like(points[:, 0], height), ahead=ahead)
         found.append([float(value) for value in bounds.estimate(points)])
+        staleness.append(bounds.staleness)
     assert found[0][1] == torch.inf  # how fast it changes, nobody knows yet
-    assert found[1] == pytest.approx([1.5, 0.5]) and found[2] == pytest.approx([1.7, 0.2])
+    for (value, error), expected in zip(
+        found[1:], [(1.5, 0.5), (1.7, 0.4), (1.7, 0), (0.3, 0.35), (-0.1, 0.4)]
+    ):
+        assert (value, error) == pytest.approx(expected, abs=1e-6)
+    assert staleness == [1, 0, 0, 0, 1, 1]
     bounds.update(lambda points: torch.full_like(points[:, 0], 3.0))
-    assert bounds.estimate(points)[1] == 0
+    assert bounds.estimate(points)[1] == 0 and bounds.staleness == 0
 
 
 def test_state_goes_from_run_to_run():

@@ -55,7 +55,8 @@ OURS = {
     "data": {"remove_background": False, "skip_unreadable": False},
     "model": {"coarse_bounds": True, "min_slope": 0.001},
     "training": {
-        "gradient_clip": None, "max_iterations": None, "precision": "float32", "seed": 0,
+        "gradient_clip": None, "max_iterations": None, "precision": "float32", "compile": False,
+        "seed": 0,
     },
     "rendering": {
         "trajectory": "dataset", "turntable_elevation": 20, "turntable_axis": None, "fps": 15,

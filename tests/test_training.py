@@ -534,6 +534,25 @@ def test_reduced_precision_is_for_the_search_and_the_encoder(views, monkeypatch)
     assert ("decoder", True) not in seen and ("encoder", True) not in seen
 
 
+def test_a_compiled_network_takes_the_same_step(views, monkeypatch):
+    """As far as the tracing of its code goes; machine code takes too long here."""
+    to_machine_code, compiled = torch.compile, []
+
+    def traced_only(function, **options):
+        compiled.append(function.__name__)
+        return to_machine_code(function, backend="eager", fullgraph=True, **options)
+
+    monkeypatch.setattr(torch, "compile", traced_only)
+    plainly, model = make_model(), make_model()
+    model.decoder.compile_passes()
+    expected = make_trainer(plainly, ALL, patch_size=2).train_step(views(0), 0)
+    report = make_trainer(model, ALL, patch_size=2).train_step(views(0), 0)
+    assert compiled == ["_values", "trace"]
+    assert report == pytest.approx(expected, rel=1e-5)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, gradients(plainly)[name], rtol=1e-4, atol=1e-5)
+
+
 def test_training_learns_the_scene(views):
     model = make_model()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)

@@ -30,44 +30,52 @@ class OccupancyBounds:
         The logits at the grid points, once :meth:`update` was called.
     errors : Tensor (resolution,) * 3 or None
         By how much a trilinear value in each cell may be off.
+    staleness : float
+        Share of the grid points whose side is uncertain only because the field goes on changing.
     """
 
     def __init__(self, resolution=32):
         self.resolution = resolution
         self.side_length = 1 + CUBE_PADDING
         self.values = self.errors = None
+        self.staleness = 0.0
 
     def state_dict(self):
-        """Values and errors, to go on with in a later run."""
-        return {"values": self.values, "errors": self.errors}
+        """What there is to know, to go on with in a later run."""
+        return {"values": self.values, "errors": self.errors, "staleness": self.staleness}
 
     def load_state_dict(self, state, device="cpu"):
         self.values, self.errors = (
             None if state[name] is None else state[name].to(device) for name in ("values", "errors")
         )
+        self.staleness = state["staleness"]
 
     @torch.no_grad()
-    def update(self, field, device="cpu", learning=False):
+    def update(self, field, device="cpu", ahead=0.0):
         """Look at the field anew.
 
         Parameters
         ----------
         field : callable (points (M, 3)) -> logits (M,)
-        learning : bool
-            The field goes on changing, until the next look as much as since the last one. The
-            first look is then worth nothing yet.
+        ahead : float
+            Of a field that learns, how far ahead the next look is, in units of the time since the
+            last one: so many times the change since then is added to the errors. The first look of
+            a field that learns is worth nothing yet.
         """
         half = self.side_length / 2
         axis = torch.linspace(-half, half, self.resolution + 1, device=device)
         points = torch.cartesian_prod(axis, axis, axis)
         values = torch.cat([field(chunk) for chunk in points.split(CHUNK)])
         values = values.view([self.resolution + 1] * 3)
-        errors = sum(_bend(values, axis) for axis in range(3)) / 2
-        if learning and self.values is not None:
-            errors = errors + (values - self.values).abs()
+        bends = sum(_bend(values, axis) for axis in range(3)) / 2
+        if ahead == 0:
+            errors = bends
+        elif self.values is None:
+            errors = torch.full_like(bends, torch.inf)
+        else:
+            errors = bends + ahead * (values - self.values).abs()
+        self.staleness = float(((values.abs() > bends) & ~(values.abs() > errors)).float().mean())
         self.errors = F.max_pool3d(errors[None], kernel_size=2, stride=1)[0]
-        if learning and self.values is None:
-            self.errors.fill_(torch.inf)
         self.values = values
 
     def estimate(self, points):

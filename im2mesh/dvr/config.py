@@ -2,6 +2,8 @@
 
 import difflib
 import inspect
+import os
+import shutil
 from functools import partial
 from types import UnionType
 
@@ -168,6 +170,9 @@ def get_data_fields(config, mode):
 def get_trainer(config, model, optimizer, device):
     """The trainer of a model."""
     training = config["training"]
+    if training["compile"]:
+        _check_compiler(device)
+        model.decoder.compile_passes()
     if training["multi_gpu"]:
         raise InputError("training.multi_gpu: training on several GPUs is not available; set false")
     options = LossOptions(
@@ -188,6 +193,16 @@ def get_trainer(config, model, optimizer, device):
         },
     )
     return Trainer(model, optimizer, options, device, training["seed"])
+
+
+def _check_compiler(device):
+    """torch.compile makes C++ code for a CPU; without a compiler it would fail in the first step."""
+    compiler = os.environ.get("CXX", "g++")
+    if torch.device(device).type == "cpu" and shutil.which(compiler) is None:
+        raise InputError(
+            f"training.compile is true, but there is no C++ compiler {compiler}; install one (Debian "
+            "and Ubuntu: apt install g++), name it in the environment variable CXX, or set false"
+        )
 
 
 def get_generator(config, model, device):

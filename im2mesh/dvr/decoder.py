@@ -75,6 +75,14 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(ResnetBlock(hidden_size) for _ in range(n_blocks))
         self.fc_out = nn.Linear(hidden_size, out_dim)
 
+    def compile_passes(self):
+        """Let PyTorch compile the two passes through the network, for any number of points.
+
+        It takes a minute when they are first run, and a C++ compiler on a CPU.
+        """
+        self._values = torch.compile(self._values, dynamic=True)
+        self.trace = torch.compile(self.trace, dynamic=True)
+
     def condition(self, c):
         """What each block adds for a latent code, computed once per object.
 
@@ -110,9 +118,13 @@ class Decoder(nn.Module):
             blocks = range(0, len(points), self.cpu_block)
             parts = [slice(start, start + self.cpu_block) for start in blocks]
             if len(parts) > 1:
-                return torch.cat(
-                    [self(points[p], shifts, None if objects is None else objects[p]) for p in parts]
-                )
+                return torch.cat([
+                    self._values(points[p], shifts, None if objects is None else objects[p])
+                    for p in parts
+                ])
+        return self._values(points, shifts, objects)
+
+    def _values(self, points, shifts, objects):
         with autocast(points.device, None):  # eight bits would not tell points apart
             net = self.fc_p(points)
         for i, block in enumerate(self.blocks):

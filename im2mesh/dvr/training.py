@@ -27,7 +27,8 @@ RAY_MEANS = {  # term: what validation calls its mean over rays
     "normal": "normal_loss_eval",
 }
 EMPTY = -20.0  # a logit of free space whose loss, exp(-20), no sum of float32 shows
-BOUNDS_EVERY = 16  # iterations between two looks at the field as a whole
+LOOK_EVERY = (16, 64)  # iterations between two looks at the field as a whole: least and most
+STALE = (0.01, 0.03)  # staleness of the bounds below which looks get rarer, above which more frequent
 NORMAL_NEIGHBORHOOD = 1e-3  # side of the cube around a point in which its normal shall be steady
 
 
@@ -110,16 +111,22 @@ class Trainer:
         # Latent codes change the field from object to object: no grid for those.
         skips = options.coarse_bounds and model.encoder is None
         self.bounds = OccupancyBounds() if skips else None
+        self.looked, self.look_every = -1, LOOK_EVERY[0]  # iteration of the last look; until the next
 
     def state_dict(self):
         """What a resumed run needs beside model and optimizer."""
-        return {"bounds": self.bounds and self.bounds.state_dict()}
+        return {
+            "bounds": self.bounds and self.bounds.state_dict(),
+            "looked": self.looked,
+            "look_every": self.look_every,
+        }
 
     def load_state_dict(self, state):
         """Take up the state of an interrupted run."""
         bounds = state.get("bounds")
         if self.bounds is not None and isinstance(bounds, dict):  # else they are found anew
             self.bounds.load_state_dict(bounds, self.device)
+            self.looked, self.look_every = state["looked"], state["look_every"]
 
     def train_step(self, batch, iteration):
         """One gradient step.
@@ -236,9 +243,21 @@ class Trainer:
         return {name: sums[name] / counts[name] if counts[name] else np.nan for name in sums}
 
     def _bounds(self, iteration):
+        """The bounds for an iteration, looked at anew when it is time."""
         bounds = self.bounds
-        if bounds is not None and (bounds.values is None or iteration % BOUNDS_EVERY == 0):
-            bounds.update(self.model.logit_field(), self.device, learning=True)
+        fresh = bounds is not None and bounds.values is not None and (
+            self.looked <= iteration < self.looked + self.look_every
+        )
+        if bounds is None or fresh:
+            return bounds
+        elapsed = max(iteration - self.looked, 1)
+        rarer, more_frequent = STALE
+        if bounds.staleness < rarer:
+            self.look_every = min(2 * self.look_every, LOOK_EVERY[1])
+        elif bounds.staleness > more_frequent:
+            self.look_every = max(self.look_every // 2, LOOK_EVERY[0])
+        bounds.update(self.model.logit_field(), self.device, ahead=self.look_every / elapsed)
+        self.looked = iteration
         return bounds
 
     def _generator(self, *stream):
