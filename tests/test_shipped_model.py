@@ -9,9 +9,11 @@ import trimesh
 from scipy.spatial import cKDTree
 
 from benchmarks.single_view import chamfer_l1
-from im2mesh import checkpoints
+from im2mesh import checkpoints, geometry
 from im2mesh.commands.setup import get_dataset, load_trained_model
 from im2mesh.config import load_config, method_module
+from im2mesh.dvr.bounds import OccupancyBounds
+from im2mesh.dvr.raymarch import DepthFunction
 from im2mesh.eval import sample_mesh
 from im2mesh.synthetic.shapenet import SPLITS, make_scene
 from im2mesh.synthetic.writers import surface_arrays
@@ -69,3 +71,40 @@ def test_its_meshes_follow_the_pictures(demo):
         category = name.split("_")[0]
         (other,) = [key for key in true if key.startswith(category) and key != name]
         assert distance < chamfer_l1(*predicted[name], *true[other]), name
+
+
+@pytest.mark.parametrize("n_steps", [16, 64])
+def test_at_most_one_ray_in_a_thousand_changes_by_what_it_leaves_out(n_steps):
+    """Thin legs, wings and handles, against the march that evaluates every sample."""
+    config = load_config(
+        DEMO, [f"data.path={ROOT / 'media/demo/synthetic'}", f"test.model_file={MODEL}"]
+    )
+    model = load_trained_model(config, "cpu")
+    dataset = get_dataset(config, "test")
+    cameras = torch.stack([
+        geometry.perspective(33, 32, 32) @ geometry.look_at(eye)
+        for eye in ((1.1, 0.9, -1.6), (-1.5, 0.5, 1.2), (0.1, -0.4, 2.0))
+    ])
+    pixels = geometry.pixel_centers(32, 32).expand(len(cameras), -1, -1)
+    origins, directions = (t.flatten(0, 1) for t in geometry.camera_rays(pixels, cameras))
+    differing, hit, asked = {"first look": 0, "bounds": 0, "bfloat16": 0}, 0, 0
+    for item in (dataset[i] for i in range(0, 12, 2)):
+        with torch.no_grad():
+            shifts = model.encode(item["inputs"][None])
+        model.depth_function = DepthFunction(n_steps=(n_steps, n_steps + 1), adaptive=False)
+        everything = model.find_surface(origins, directions, shifts)
+        hit, asked = hit + int(everything.hit.sum()), asked + len(origins)
+        bounds = OccupancyBounds()
+        bounds.update(model.logit_field(shifts))
+        for name in differing:
+            model.depth_function = DepthFunction(n_steps=(n_steps, n_steps + 1))
+            found = model.find_surface(
+                origins, directions, shifts,
+                bounds=bounds if name == "bounds" else None,
+                dtype=torch.bfloat16 if name == "bfloat16" else None,
+            )
+            differs = found.hit != everything.hit
+            both = found.hit & everything.hit
+            differs[both] |= (found.depth - everything.depth)[both].abs() > 1e-5
+            differing[name] += int(differs.sum())
+    assert hit > 2500 and all(count <= asked / 1000 for count in differing.values()), differing
