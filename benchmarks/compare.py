@@ -151,7 +151,7 @@ def time_to_quality(repeats):
     return [("training to chamferL1 0.012, demo scene", *seconds, 5, "one run each")], []
 
 
-def rendering(repeats, size=400, n_steps=1024, n_plain=512):
+def rendering(repeats, size=400, n_steps=1024, n_plain=128):
     """One picture with colour, depth and normals."""
     config, model = trained_model()
     [entry] = get_dataset(config, "render").entries
