@@ -49,8 +49,8 @@ ROUND = 32  # iterations, each of another view: seconds of a step are means over
 SETTLE = 3 * ROUND  # until the model goes on steadily with these losses
 
 
-def trained_model():
-    """The config of ``trained.yaml``, its dataset's folder, and the model; made where missing."""
+def scene():
+    """The config of ``trained.yaml``; its dataset is made where it is missing."""
     config = load_config(TRAINED, ["test.model_file=model.pt"])
     folder = Path(config["data"]["path"])
     if not folder.exists():
@@ -59,6 +59,12 @@ def trained_model():
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             make_dtu_scene(Path(temporary) / "scene")
             os.rename(Path(temporary) / "scene", folder)
+    return config
+
+
+def trained_model():
+    """The config of ``trained.yaml`` and its model, trained where that is not done."""
+    config = scene()
     print("training (returns at once if that is done)", flush=True)
     train(config)
     return config, load_trained_model(config, CPU)
@@ -135,7 +141,7 @@ def single_view_step(repeats):
 
 def time_to_quality(repeats):
     """Training time on the demo scene until chamferL1 is 0.012."""
-    config, _ = trained_model()
+    config = scene()
     seconds = []
     for trainer_class in (plain.PlainTrainer, None):
         with tempfile.TemporaryDirectory() as out_dir:

@@ -24,7 +24,7 @@ def bumpy_ball(points):
     return torch.cat([occupancy[:, None], 6 * points], dim=1)
 
 
-def view_batch(height=300, width=400):
+def view_batch(height=300, width=400, with_depth=False):
     """A training batch of one image of the bumpy ball, as the dataset gives it."""
     matrices = {
         "camera_mat": geometry.perspective(33, height, width),
@@ -42,22 +42,15 @@ def view_batch(height=300, width=400):
     colors = torch.sigmoid(bumpy_ball(hits.points)[:, 1:]).where(hits.hit[:, None], 1.0)
     image = (255 * colors).to(torch.uint8).view(1, height, width, 3)
     batch = {"img": image, "img.mask": hits.hit.view(1, height, width)}
+    if with_depth:
+        depth = hits.depth.where(hits.hit, torch.inf)
+        batch["img.depth"] = depth.view(1, height, width).float()
     return batch | {f"img.{name}": matrix[None] for name, matrix in matrices.items()}
 
 
 def conditional_batch(n_objects, size=137, input_size=224):
     """A single-view training batch: the bumpy ball so many times, each with an input of its own."""
-    batch = view_batch(size, size)
-    matrices = [batch[f"img.{name}_mat"] for name in ("camera", "world", "scale")]
-    rays = geometry.camera_rays(
-        geometry.pixel_centers(size, size)[None], geometry.object_to_image(*matrices)
-    )
-    origins, directions = (t[0] for t in rays)
-    hits = march(
-        lambda points, rays: bumpy_ball(points)[:, 0], origins, directions,
-        *geometry.cube_interval(origins, directions, padding=0.0)[:2], 64,
-    )
-    batch["img.depth"] = hits.depth.where(hits.hit, torch.inf).view(1, size, size).float()
+    batch = view_batch(size, size, with_depth=True)
     batch = {name: torch.cat([value] * n_objects) for name, value in batch.items()}
     generator = torch.Generator().manual_seed(0)
     pictures = torch.rand(n_objects, 3, input_size, input_size, generator=generator)
