@@ -8,7 +8,7 @@ on the object that a ray belongs to.
 
 import bisect
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -88,123 +88,253 @@ def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8,
     RayHits
         Depths are detached from everything; see :mod:`im2mesh.dvr.implicit`.
     """
-    n_rays = len(near)
-    depth = near.new_full((n_rays,), torch.inf)
-    starts_inside = torch.zeros(n_rays, dtype=torch.bool, device=near.device)
     if not torch.is_tensor(n_steps):
-        n_steps = torch.full((n_rays,), n_steps, dtype=torch.long, device=near.device)
-
-    def evaluate(rays, depths, field=field):
-        return _evaluate(field, origins, directions, rays, depths, max_points)
-
-    def sample(rays, depths):
-        """Values to search by: what is known, the rest from the scout or the field."""
-        if estimate is None:
-            return evaluate(rays, depths, scout or field)
-        values, known = estimated(rays, depths)
-        values[~known] = evaluate(rays[~known], depths[~known], scout or field)
-        return values
-
-    def estimated(rays, depths):
-        """Values and whether their signs are certain."""
-        values, errors = estimate(torch.addcmul(origins[rays], depths[:, None], directions[rays]))
-        return values.to(depths.dtype), values.abs() > errors
-
-    def complete(rays, depths, values):
-        """Put the field's own values in the place of all others."""
-        if scout is not None:
-            values[:] = evaluate(rays, depths)
-        elif estimate is not None:
-            _, known = estimated(rays, depths)
-            values[known] = evaluate(rays[known], depths[known])
-
-    last = n_steps - 1  # index of a ray's last sample
-
-    def depth_of(rays, index):
-        return torch.lerp(near[rays], far[rays], index.to(near.dtype) / last[rays])
+        n_steps = torch.full((len(near),), n_steps, dtype=torch.long, device=near.device)
+    samples = _Samples(
+        field, origins, directions, near, far, n_steps, max_points, estimate, scout
+    )
+    depth = torch.full_like(near, torch.inf)
+    starts_inside = torch.zeros_like(near, dtype=torch.bool)
 
     active = (far > near).nonzero()[:, 0]
-    value = sample(active, near[active])
-    inside = (value >= 0).nonzero()[:, 0]
-    at_start = value[inside]
-    complete(active[inside], near[active[inside]], at_start)
-    value[inside] = at_start
+    value = samples.at_start(active)
     starts_inside[active] = value >= 0
     active, value = active[value < 0], value[value < 0]
-
-    # The first look: intervals (low, high) between samples, up to the first that ends inside.
     strides = torch.ones_like(n_steps) if n_coarse is None else (n_steps // n_coarse).clamp_min(1)
-    block = max(MIN_BLOCK, int((n_steps // strides).max()) // MAX_BLOCKS) if n_rays else MIN_BLOCK
-    index = torch.zeros_like(active)
-    intervals = [(active[:0], index[:0], value[:0], index[:0], value[:0])]
-    while len(active):
-        stride, end = strides[active, None], last[active, None]
-        high = index[:, None] + stride * torch.arange(1, block + 1, device=near.device)
-        exists = high < end + stride
-        high = torch.minimum(high, end)
-        rays = active[:, None].expand(high.shape)
-        high_value = near.new_full(high.shape, -torch.inf)
-        high_value[exists] = sample(rays[exists], depth_of(rays[exists], high[exists]))
-        low = torch.cat([index[:, None], high[:, :-1]], dim=1)
-        low_value = torch.cat([value[:, None], high_value[:, :-1]], dim=1)
-        inside = high_value >= 0
-        of_use = exists & (inside.cumsum(dim=1) <= inside.long()) & (inside | (high > low + 1))
-        intervals.append([t[of_use] for t in (rays, low, low_value, high, high_value)])
-        goes_on = ~inside.any(dim=1) & (high[:, -1] < end[:, 0])
-        active, index, value = active[goes_on], high[goes_on, -1], high_value[goes_on, -1]
-
-    # A closer look into intervals that may hide a sample inside: halves, halves of halves.
-    rays, low, low_value, high, high_value = (torch.cat(parts) for parts in zip(*intervals))
-    first = torch.full_like(n_steps, torch.iinfo(n_steps.dtype).max)  # known sample inside
-    pitch = (far - near) / last * directions.norm(dim=1)  # distance of neighbouring samples
-    steepest = _with_neighbours(
-        rays, low // strides[rays], (high_value - low_value).abs() / ((high - low) * pitch[rays])
+    brackets = _halve(samples, _first_look(samples, active, value, strides), strides)
+    low, high = samples.complete(brackets)
+    rays = brackets.rays
+    depth[rays] = _refine(
+        lambda depths, rows: samples.evaluate(rays[rows], depths),
+        low, brackets.low_value, high, brackets.high_value,
+        n_secant_steps, method, TOLERANCE * (far - near)[rays],
     )
-    brackets = []
-    while len(rays):
-        inside = high_value >= 0
-        first.scatter_reduce_(0, rays[inside], high[inside], "amin")
-        length = (high - low) * pitch[rays]
-        slope = (high_value - low_value).abs() / length
-        steepest = torch.maximum(steepest, slope)
-        narrow = high == low + 1
-        found = narrow & inside
-        brackets.append([t[found] for t in (rays, low, low_value, high, high_value)])
-        may_rise = low_value + high_value + SLOPE_MARGIN * steepest * length >= 0
-        split = ~narrow & (inside | may_rise) & (low < first[rays])
-        rays, low, low_value, high, high_value, steepest = (
-            t[split] for t in (rays, low, low_value, high, high_value, steepest)
+    wrong = rays[(brackets.low_value >= 0) | (brackets.high_value < 0)]
+    if len(wrong):
+        again = march(
+            lambda points, rows: field(points, wrong[rows]),
+            origins[wrong], directions[wrong], near[wrong], far[wrong], n_steps[wrong],
+            n_secant_steps=n_secant_steps, method=method, max_points=max_points,
         )
-        middle = (low + high) // 2
-        value = sample(rays, depth_of(rays, middle))
-        rays, steepest = torch.cat([rays, rays]), torch.cat([steepest, steepest])
-        low, high = torch.cat([low, middle]), torch.cat([middle, high])
-        low_value, high_value = torch.cat([low_value, value]), torch.cat([value, high_value])
-
-    if brackets:
-        rays, low, low_value, high, high_value = (torch.cat(parts) for parts in zip(*brackets))
-        nearest = high == first[rays]
-        rays, low_value, high_value = rays[nearest], low_value[nearest], high_value[nearest]
-        low, high = depth_of(rays, low[nearest]), depth_of(rays, high[nearest])
-        complete(rays, low, low_value)
-        complete(rays, high, high_value)
-        depth[rays] = _refine(
-            lambda depths, rows: evaluate(rays[rows], depths), low, low_value, high, high_value,
-            n_secant_steps, method, TOLERANCE * (far - near)[rays],
-        )
-        wrong = rays[(low_value >= 0) | (high_value < 0)]
-        if len(wrong):
-            again = march(
-                lambda points, rows: field(points, wrong[rows]),
-                origins[wrong], directions[wrong], near[wrong], far[wrong], n_steps[wrong],
-                n_secant_steps=n_secant_steps, method=method, max_points=max_points,
-            )
-            depth[wrong] = again.depth.where(again.hit, torch.inf)
-            starts_inside[wrong] = again.starts_inside
+        depth[wrong] = again.depth.where(again.hit, torch.inf)
+        starts_inside[wrong] = again.starts_inside
     hit = depth.isfinite()
     points = torch.addcmul(origins, depth.where(hit, 0)[:, None], directions)
     depth[starts_inside] = 0
     return RayHits(depth, points.where(hit[:, None], 0), hit, starts_inside)
+
+
+@dataclass
+class _Intervals:
+    """Pieces of rays between two of their samples; K of them.
+
+    rays : Tensor (K,), int64
+    low, high : Tensor (K,), int64
+        Which samples.
+    low_value, high_value : Tensor (K,)
+        Of the field there.
+    """
+
+    rays: torch.Tensor
+    low: torch.Tensor
+    low_value: torch.Tensor
+    high: torch.Tensor
+    high_value: torch.Tensor
+
+    def __getitem__(self, which):
+        return _Intervals(*(value[which] for value in vars(self).values()))
+
+    @classmethod
+    def cat(cls, parts):
+        return cls(*(torch.cat(values) for values in zip(*(vars(p).values() for p in parts))))
+
+    @property
+    def narrow(self):
+        """Whether there is no sample between the two."""
+        return self.high == self.low + 1
+
+
+@dataclass
+class _Samples:
+    """The samples of rays and what is known of the field there; see :func:`march`."""
+
+    field: callable
+    origins: torch.Tensor
+    directions: torch.Tensor
+    near: torch.Tensor
+    far: torch.Tensor
+    n_steps: torch.Tensor
+    max_points: int | None
+    estimate: callable
+    scout: callable
+
+    @property
+    def last(self):
+        """Index of each ray's last sample."""
+        return self.n_steps - 1
+
+    @property
+    def pitch(self):
+        """Distance (R,) of neighbouring samples in object space."""
+        return (self.far - self.near) / self.last * self.directions.norm(dim=1)
+
+    def depths(self, rays, index):
+        share = index.to(self.near.dtype) / self.last[rays]
+        return torch.lerp(self.near[rays], self.far[rays], share)
+
+    def points(self, rays, depths):
+        return torch.addcmul(self.origins[rays], depths[:, None], self.directions[rays])
+
+    def evaluate(self, rays, depths, field=None):
+        """Values of the field (or of another)."""
+        if len(rays) == 0:
+            return depths.new_zeros(0)
+        field = field or self.field
+        size = self.max_points or len(rays)
+        points = self.points(rays, depths)
+        return torch.cat([field(p, r) for p, r in zip(points.split(size), rays.split(size))])
+
+    def estimated(self, rays, depths):
+        """Values, and whether their signs are certain."""
+        values, errors = self.estimate(self.points(rays, depths))
+        return values.to(depths.dtype), values.abs() > errors
+
+    def search_values(self, rays, depths):
+        """Values to search by: what is known, the rest from the scout or the field."""
+        field = self.scout or self.field
+        if self.estimate is None:
+            return self.evaluate(rays, depths, field)
+        values, known = self.estimated(rays, depths)
+        values[~known] = self.evaluate(rays[~known], depths[~known], field)
+        return values
+
+    def own_values(self, rays, depths, values):
+        """``values`` of the search with the field's own in the place of all others."""
+        if self.scout is not None:
+            return self.evaluate(rays, depths)
+        if self.estimate is None:
+            return values
+        _, known = self.estimated(rays, depths)
+        values = values.clone()
+        values[known] = self.evaluate(rays[known], depths[known])
+        return values
+
+    def at_start(self, rays):
+        """Values of the first samples; those inside are the field's own."""
+        values = self.search_values(rays, self.near[rays])
+        inside = (values >= 0).nonzero()[:, 0]
+        values[inside] = self.own_values(
+            rays[inside], self.near[rays[inside]], values[inside]
+        )
+        return values
+
+    def complete(self, intervals):
+        """Depths (K,) of both ends of intervals, whose values become the field's own."""
+        rays = intervals.rays
+        low, high = self.depths(rays, intervals.low), self.depths(rays, intervals.high)
+        intervals.low_value = self.own_values(rays, low, intervals.low_value)
+        intervals.high_value = self.own_values(rays, high, intervals.high_value)
+        return low, high
+
+
+def _first_look(samples, active, value, strides):
+    """Every ``strides``-th sample of each ray, a block at a time, up to the first inside.
+
+    Parameters
+    ----------
+    active : Tensor (A,), int64
+        The rays to look at.
+    value : Tensor (A,)
+        Of their first samples.
+    strides : Tensor (R,), int64
+
+    Returns
+    -------
+    _Intervals
+        Those that end inside, and the others with samples between their ends.
+    """
+    index = torch.zeros_like(active)
+    found = [_Intervals(active[:0], index[:0], value[:0], index[:0], value[:0])]
+    block = MIN_BLOCK
+    if len(active):
+        block = max(block, int((samples.n_steps // strides).max()) // MAX_BLOCKS)
+    while len(active):
+        stride, end = strides[active, None], samples.last[active, None]
+        high = index[:, None] + stride * torch.arange(1, block + 1, device=value.device)
+        exists = high < end + stride
+        high = torch.minimum(high, end)
+        rays = active[:, None].expand(high.shape)
+        high_value = value.new_full(high.shape, -torch.inf)
+        high_value[exists] = samples.search_values(
+            rays[exists], samples.depths(rays[exists], high[exists])
+        )
+        intervals = _Intervals(
+            rays,
+            torch.cat([index[:, None], high[:, :-1]], dim=1),
+            torch.cat([value[:, None], high_value[:, :-1]], dim=1),
+            high,
+            high_value,
+        )
+        inside = high_value >= 0
+        first = inside.cumsum(dim=1) <= inside.long()  # up to it
+        found.append(intervals[exists & first & (inside | ~intervals.narrow)])
+        goes_on = ~inside.any(dim=1) & (high[:, -1] < end[:, 0])
+        active, index, value = active[goes_on], high[goes_on, -1], high_value[goes_on, -1]
+    return _Intervals.cat(found)
+
+
+def _halve(samples, intervals, strides):
+    """A closer look into intervals that may hide a sample inside: halves, halves of halves.
+
+    Parameters
+    ----------
+    intervals : _Intervals
+        Of :func:`_first_look`.
+    strides : Tensor (R,), int64
+        Samples of an interval, by ray.
+
+    Returns
+    -------
+    _Intervals
+        In front of the first sample inside, at most one per ray.
+    """
+    rays = intervals.rays
+    first = torch.full_like(strides, torch.iinfo(strides.dtype).max)  # known sample inside
+    pitch = samples.pitch
+    steepest = _with_neighbours(
+        rays, intervals.low // strides[rays], _rise(intervals) / _length(intervals, pitch)
+    )
+    brackets = [intervals[:0]]
+    while len(intervals.rays):
+        inside = intervals.high_value >= 0
+        first.scatter_reduce_(0, intervals.rays[inside], intervals.high[inside], "amin")
+        narrow, length = intervals.narrow, _length(intervals, pitch)
+        brackets.append(intervals[narrow & inside])
+        steepest = torch.maximum(steepest, _rise(intervals) / length)
+        may_hide = (
+            intervals.low_value + intervals.high_value + SLOPE_MARGIN * steepest * length >= 0
+        )
+        of_use = intervals.low < first[intervals.rays]
+        split = ~narrow & (inside | may_hide) & of_use
+        intervals, steepest = intervals[split], steepest[split]
+        middle = (intervals.low + intervals.high) // 2
+        value = samples.search_values(intervals.rays, samples.depths(intervals.rays, middle))
+        intervals = _Intervals.cat([
+            replace(intervals, high=middle, high_value=value),
+            replace(intervals, low=middle, low_value=value),
+        ])
+        steepest = torch.cat([steepest, steepest])
+    brackets = _Intervals.cat(brackets)
+    return brackets[brackets.high == first[brackets.rays]]
+
+
+def _rise(intervals):
+    return (intervals.high_value - intervals.low_value).abs()
+
+
+def _length(intervals, pitch):
+    """Lengths (K,) of intervals in object space; ``pitch`` as of :class:`_Samples`."""
+    return (intervals.high - intervals.low) * pitch[intervals.rays]
 
 
 @dataclass(frozen=True)
@@ -342,14 +472,6 @@ def _with_neighbours(rays, index, slopes):
     table = slopes.new_zeros(int(rays.max()) + 1, int(index.max()) + 3)
     table[rays, index + 1] = slopes
     return torch.stack([table[rays, index + step] for step in range(3)]).amax(dim=0)
-
-
-def _evaluate(field, origins, directions, rays, depths, max_points):
-    if len(rays) == 0:
-        return depths.new_zeros(0)
-    points = torch.addcmul(origins[rays], depths[:, None], directions[rays])
-    size = max_points or len(rays)
-    return torch.cat([field(p, r) for p, r in zip(points.split(size), rays.split(size))])
 
 
 def _refine(evaluate, low, low_value, high, high_value, n_steps, method, tolerance):
