@@ -5,14 +5,15 @@ of that edge.
 """
 
 import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import trimesh
 from scipy.spatial import cKDTree
 
-logger = logging.getLogger(__name__)
+from im2mesh.ext import new_point_grid
 
-ORDER_CELLS = 32  # per cube edge: nearest neighbours are looked for cell by cell
+logger = logging.getLogger(__name__)
 
 THRESHOLDS = np.arange(1, 1001) / 1000
 """Distances 0.001, 0.002 ... 1 at which precision, recall and F are reported."""
@@ -63,10 +64,22 @@ def sample_mesh(mesh, n_points, seed=0):
         The points and the unit normals of the faces they lie on; both (0, 3) when the mesh has
         no faces or its area is zero or not finite.
     """
-    if not 0 < mesh.area < np.inf:
+    corners = np.asarray(mesh.vertices, dtype=np.float64)[np.asarray(mesh.faces)]
+    origins, edges = corners[:, 0], corners[:, 1:] - corners[:, :1]
+    normals = np.cross(edges[:, 0], edges[:, 1])
+    doubled_areas = _lengths(normals)
+    share = np.cumsum(doubled_areas)
+    if len(share) == 0 or not 0 < share[-1] < np.inf:
         return np.empty((0, 3)), np.empty((0, 3))
-    points, faces = trimesh.sample.sample_surface(mesh, n_points, seed=seed)
-    return points, mesh.face_normals[faces]
+    rng = np.random.default_rng(seed)
+    # In the order of the faces, which is that of the memory.
+    chosen = np.searchsorted(
+        share[:-1], np.sort(rng.random(n_points)) * share[-1], side="right"
+    )
+    place = rng.random((n_points, 2))
+    place = np.where(place.sum(axis=1, keepdims=True) > 1, 1 - place, place)  # back into the triangle
+    points = origins[chosen] + np.einsum("nk,nkj->nj", place, edges[chosen])
+    return points, normals[chosen] / doubled_areas[chosen, None]
 
 
 def evaluate_pointclouds(
@@ -104,14 +117,17 @@ def evaluate_pointclouds(
     ValueError
         When the true cloud is empty or a coordinate is not finite.
     """
-    pred, gt = np.asarray(pred), np.asarray(gt)
+    pred, gt = (np.ascontiguousarray(points, dtype=np.float64) for points in (pred, gt))
     if len(gt) == 0:
         raise ValueError("the true point cloud is empty: there is nothing to compare with")
     if len(pred) == 0:
         logger.warning("empty prediction: every metric gets its worst value")
         return _worst_metrics(thresholds, has_normals=gt_normals is not None)
-    completeness, nearest_pred = _nearest(gt, pred, n_threads)
-    accuracy, nearest_gt = _nearest(pred, gt, n_threads)
+    if not (np.isfinite(pred).all() and np.isfinite(gt).all()):
+        raise ValueError("a point cloud has coordinates that are not finite")
+    of_pred, of_gt = ((points, new_point_grid(points)) for points in (pred, gt))
+    completeness, nearest_pred = _nearest(of_gt, of_pred, n_threads)
+    accuracy, nearest_gt = _nearest(of_pred, of_gt, n_threads)
     normals_completeness = normals_accuracy = np.nan
     if pred_normals is not None and gt_normals is not None:
         pred_normals, gt_normals = np.asarray(pred_normals), np.asarray(gt_normals)
@@ -136,14 +152,25 @@ def occupancy_iou(inside, occupancies):
     return float((inside & occupancies).sum() / max((inside | occupancies).sum(), 1))
 
 
-def _nearest(points, others, n_threads):
-    """Distance of each of the points to the nearest of the others, and which it is."""
-    # The walk of one query is warm in the cache for the next one if that is near.
-    order = np.lexsort(np.floor(ORDER_CELLS * points).T)
-    # Without balance a tree is built in a third of the time; on a surface it is as good.
-    found = cKDTree(others, balanced_tree=False).query(points[order], workers=n_threads)
+def _nearest(cloud, other, n_threads):
+    """Distance of each point of a cloud to the nearest of another, and which it is.
+
+    Both clouds are pairs of the points and their :func:`im2mesh.ext.new_point_grid`. What is too far
+    away for the grid is left to a tree.
+    """
+    points, queries = cloud
+    others, grid = other
     distances, nearest = np.empty(len(points)), np.empty(len(points), dtype=np.int64)
-    distances[order], nearest[order] = found
+    n_threads = (os.cpu_count() or 1) if n_threads == -1 else n_threads
+    ends = np.linspace(0, len(points), n_threads + 1).astype(int)
+    with ThreadPoolExecutor(n_threads) as pool:
+        list(pool.map(
+            lambda begin, end: grid.nearest(queries, begin, end, distances, nearest),
+            ends[:-1], ends[1:],
+        ))
+    far = nearest < 0
+    if far.any():
+        distances[far], nearest[far] = cKDTree(others).query(points[far], workers=n_threads)
     return distances, nearest
 
 
@@ -154,9 +181,13 @@ def _share_within(distances, thresholds):
 
 def _mean_abs_cosine(a, b):
     """Mean |cos| between the rows of a and b (N, 3); a row of length zero agrees with nothing."""
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    dots = np.abs((a * b).sum(axis=1))
+    lengths = _lengths(a) * _lengths(b)
+    dots = np.abs(np.einsum("nk,nk->n", a, b))
     return np.divide(dots, lengths, out=np.zeros_like(lengths), where=lengths > 0).mean()
+
+
+def _lengths(vectors):
+    return np.sqrt(np.einsum("nk,nk->n", vectors, vectors))
 
 
 def _worst_metrics(thresholds, has_normals):

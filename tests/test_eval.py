@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 import trimesh
+from scipy.spatial import cKDTree
 
 from benchmarks.evaluate import evaluate_plainly
 from im2mesh.errors import InputError
@@ -53,6 +54,40 @@ def test_equals_the_plain_twin():
     plain = evaluate_plainly(pred, gt, pred_normals, gt_normals)
     assert 0 < fast["F@0.0100"] < 1
     assert fast == pytest.approx(plain, rel=1e-12)
+
+
+def cloud(shape, n_points, seed):
+    """Points of many shapes, so that the grid of the search meets all its cases."""
+    rng = np.random.default_rng(seed)
+    points = rng.random((n_points, 3))
+    if shape == "surface":
+        return 0.4 * points / np.linalg.norm(points, axis=1, keepdims=True)
+    if shape == "outliers":
+        points[:5] *= 1000
+        return points
+    along = {"volume": [1, 1, 1], "plane": [1, 0, 1], "line": [0, 0, 1], "place": [0, 0, 0]}
+    return points * along[shape]
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.02, 0.3, 5.0])
+@pytest.mark.parametrize("n_pred, n_gt", [(3000, 2000), (1, 2000), (2000, 1)])
+@pytest.mark.parametrize("shape", ["surface", "volume", "plane", "line", "place", "outliers"])
+def test_nearest_neighbours_of_clouds_near_and_far(shape, n_pred, n_gt, offset):
+    pred, gt = cloud(shape, n_pred, 0), cloud(shape, n_gt, 1) + offset
+    metrics = evaluate_pointclouds(pred, gt)
+    completeness, accuracy = cKDTree(pred).query(gt)[0], cKDTree(gt).query(pred)[0]
+    assert metrics["completeness2"] == pytest.approx(np.mean(completeness**2), rel=1e-12)
+    assert metrics["accuracy2"] == pytest.approx(np.mean(accuracy**2), rel=1e-12)
+    assert metrics["precision@0.0200"] == np.mean(accuracy <= 0.02)
+
+
+def test_number_of_threads_changes_nothing():
+    (pred, pred_normals), (gt, gt_normals) = noisy_sphere(3001, 0), noisy_sphere(2000, 1)
+    gt[:100] += 1  # some for the tree
+    one, three = (
+        evaluate_pointclouds(pred, gt, pred_normals, gt_normals, n_threads=n) for n in (1, 3)
+    )
+    assert one == three
 
 
 def test_nearest_neighbours_equal_brute_force():

@@ -27,6 +27,17 @@ def first_hull_depths(*arrays):
     return _compiled("hull").first_depths(*arrays)
 
 
+def new_point_grid(points):
+    """A new :class:`im2mesh.ext.nearest.PointGrid`.
+
+    Raises
+    ------
+    InputError
+        When the extension is not compiled.
+    """
+    return _compiled("nearest").PointGrid(points)
+
+
 def _compiled(name):
     try:
         return import_module(f"im2mesh.ext.{name}")
