@@ -244,7 +244,7 @@ def evaluation(repeats, n_points=100_000):
     others = (*sample_mesh(truth, n_points, seed=1), n_points)
     slow, fast = measure_alternately(  # copies: a mesh caches its areas and normals
         [(lambda: evaluate_mesh_plainly(predicted.copy(), *others), 1),
-         (lambda: evaluate_mesh(predicted.copy(), *others), 1)],
+         (lambda: evaluate_mesh(predicted.copy(), *others, n_threads=torch.get_num_threads()), 1)],
         max(repeats, 7),
     )
     return [(f"evaluation of a mesh, {n_points} points", slow, fast, 6, "")], []

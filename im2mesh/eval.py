@@ -7,6 +7,8 @@ of that edge.
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -125,25 +127,14 @@ def evaluate_pointclouds(
         return _worst_metrics(thresholds, has_normals=gt_normals is not None)
     if not (np.isfinite(pred).all() and np.isfinite(gt).all()):
         raise ValueError("a point cloud has coordinates that are not finite")
-    of_pred, of_gt = ((points, new_point_grid(points)) for points in (pred, gt))
-    completeness, nearest_pred = _nearest(of_gt, of_pred, n_threads)
-    accuracy, nearest_gt = _nearest(of_pred, of_gt, n_threads)
-    normals_completeness = normals_accuracy = np.nan
-    if pred_normals is not None and gt_normals is not None:
-        pred_normals, gt_normals = np.asarray(pred_normals), np.asarray(gt_normals)
-        normals_completeness = _mean_abs_cosine(gt_normals, pred_normals[nearest_pred])
-        normals_accuracy = _mean_abs_cosine(pred_normals, gt_normals[nearest_gt])
-    return _metrics(
-        completeness=completeness.mean(),
-        accuracy=accuracy.mean(),
-        completeness2=np.square(completeness).mean(),
-        accuracy2=np.square(accuracy).mean(),
-        normals_completeness=normals_completeness,
-        normals_accuracy=normals_accuracy,
-        thresholds=thresholds,
-        precision=_share_within(accuracy, thresholds),
-        recall=_share_within(completeness, thresholds),
-    )
+    if pred_normals is None or gt_normals is None:
+        pred_normals = gt_normals = None
+    n_threads = (os.cpu_count() or 1) if n_threads == -1 else n_threads
+    one_way = partial(_one_way, thresholds=thresholds, n_threads=-(-n_threads // 2))
+    with ThreadPoolExecutor(min(n_threads, 2)) as pool:  # one for each direction
+        pred, gt = pool.map(_Cloud, (pred, gt), (pred_normals, gt_normals))
+        completeness, accuracy = pool.map(one_way, (gt, pred), (pred, gt))
+    return _metrics(completeness, accuracy, thresholds)
 
 
 def occupancy_iou(inside, occupancies):
@@ -152,25 +143,57 @@ def occupancy_iou(inside, occupancies):
     return float((inside & occupancies).sum() / max((inside | occupancies).sum(), 1))
 
 
-def _nearest(cloud, other, n_threads):
-    """Distance of each point of a cloud to the nearest of another, and which it is.
+class _Cloud:
+    """Points (N, 3) with unit normals or None, and the grid that finds the nearest of them."""
 
-    Both clouds are pairs of the points and their :func:`im2mesh.ext.new_point_grid`. What is too far
-    away for the grid is left to a tree.
+    def __init__(self, points, normals):
+        self.points = points
+        self.normals = None if normals is None else np.asarray(normals)
+        self.grid = new_point_grid(points)
+
+
+@dataclass
+class _OneWay:
+    """What is measured at the points of one cloud, each compared with the nearest of another.
+
+    distance, squared : float
+        Means.
+    normals : float
+        Mean |cos|.
+    share : array (T,)
+        Of the points that are within each threshold.
     """
-    points, queries = cloud
-    others, grid = other
-    distances, nearest = np.empty(len(points)), np.empty(len(points), dtype=np.int64)
-    n_threads = (os.cpu_count() or 1) if n_threads == -1 else n_threads
-    ends = np.linspace(0, len(points), n_threads + 1).astype(int)
+
+    distance: float
+    squared: float
+    normals: float
+    share: np.ndarray
+
+
+def _one_way(cloud, other, thresholds, n_threads):
+    distances, nearest = _nearest(cloud, other, n_threads)
+    normals = np.nan
+    if cloud.normals is not None:
+        normals = _mean_abs_cosine(cloud.normals, other.normals[nearest])
+    return _OneWay(
+        distances.mean(), np.square(distances).mean(), normals, _share_within(distances, thresholds)
+    )
+
+
+def _nearest(cloud, other, n_threads):
+    """Distance of each point of a cloud to the nearest of another, and which it is."""
+    n_points = len(cloud.points)
+    distances, nearest = np.empty(n_points), np.empty(n_points, dtype=np.int64)
+    ends = np.linspace(0, n_points, n_threads + 1).astype(int)
     with ThreadPoolExecutor(n_threads) as pool:
         list(pool.map(
-            lambda begin, end: grid.nearest(queries, begin, end, distances, nearest),
+            lambda begin, end: other.grid.nearest(cloud.grid, begin, end, distances, nearest),
             ends[:-1], ends[1:],
         ))
     far = nearest < 0
     if far.any():
-        distances[far], nearest[far] = cKDTree(others).query(points[far], workers=n_threads)
+        tree = cKDTree(other.points)
+        distances[far], nearest[far] = tree.query(cloud.points[far], workers=n_threads)
     return distances, nearest
 
 
@@ -193,44 +216,24 @@ def _lengths(vectors):
 def _worst_metrics(thresholds, has_normals):
     """What an empty prediction gets; distances are the diagonal of the cube."""
     nothing = np.zeros(len(thresholds))
-    worst_normals = -1.0 if has_normals else np.nan
-    return _metrics(
-        completeness=np.sqrt(3),
-        accuracy=np.sqrt(3),
-        completeness2=3.0,
-        accuracy2=3.0,
-        normals_completeness=worst_normals,
-        normals_accuracy=worst_normals,
-        thresholds=thresholds,
-        precision=nothing,
-        recall=nothing,
-    )
+    worst = _OneWay(np.sqrt(3), 3.0, -1.0 if has_normals else np.nan, nothing)
+    return _metrics(worst, worst, thresholds)
 
 
-def _metrics(
-    *,
-    completeness,
-    accuracy,
-    completeness2,
-    accuracy2,
-    normals_completeness,
-    normals_accuracy,
-    thresholds,
-    precision,
-    recall,
-):
+def _metrics(completeness, accuracy, thresholds):
     """The row of metrics; the one place that knows the keys, so that no row can lack one."""
     metrics = {
-        "completeness": completeness,
-        "accuracy": accuracy,
-        "normals completeness": normals_completeness,
-        "normals accuracy": normals_accuracy,
-        "normals": (normals_completeness + normals_accuracy) / 2,
-        "completeness2": completeness2,
-        "accuracy2": accuracy2,
-        "chamfer": (completeness2 + accuracy2) / 2,
-        "chamferL1": (completeness + accuracy) / 2,
+        "completeness": completeness.distance,
+        "accuracy": accuracy.distance,
+        "normals completeness": completeness.normals,
+        "normals accuracy": accuracy.normals,
+        "normals": (completeness.normals + accuracy.normals) / 2,
+        "completeness2": completeness.squared,
+        "accuracy2": accuracy.squared,
+        "chamfer": (completeness.squared + accuracy.squared) / 2,
+        "chamferL1": (completeness.distance + accuracy.distance) / 2,
     }
+    precision, recall = accuracy.share, completeness.share
     total = precision + recall
     f_score = np.divide(2 * precision * recall, total, out=np.zeros(len(total)), where=total > 0)
     for name, values in (("precision", precision), ("recall", recall), ("F", f_score)):
