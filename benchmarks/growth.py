@@ -27,6 +27,7 @@ from im2mesh.dvr.training import Trainer
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
+from matplotlib.ticker import LogLocator  # noqa: E402
 
 PICTURE = Path(__file__).with_name("growth.png")
 SINGLE_VIEW = (
@@ -125,6 +126,12 @@ def main():
             axis.set(xlabel=title, ylabel=unit, title=f"exponent {power:.2f}", xticks=sizes,
                      xticklabels=sizes)
             axis.minorticks_off()
+            # At least a decade: what hardly grows shall look so.
+            middle, spread = np.sqrt(min(values) * max(values)), max(values) / min(values)
+            reach = np.sqrt(max(1.5 * spread, 10))
+            axis.set_ylim(middle / reach, middle * reach)
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter("{x:g}")
             axis.grid(alpha=0.3)
     figure.savefig(args.picture, dpi=80)
     header = ("", "from ... to", "exponent of time", "of memory", "seconds at the end", "MiB")

@@ -170,11 +170,11 @@ def get_data_fields(config, mode):
 def get_trainer(config, model, optimizer, device):
     """The trainer of a model."""
     training = config["training"]
+    if training["multi_gpu"]:
+        raise InputError("training.multi_gpu: training on several GPUs is not available; set false")
     if training["compile"]:
         _check_compiler(device)
         model.decoder.compile_passes()
-    if training["multi_gpu"]:
-        raise InputError("training.multi_gpu: training on several GPUs is not available; set false")
     options = LossOptions(
         weights={term: config["model"][key] for term, key in LOSS_TERMS.items()},
         patch_size=config["model"]["patch_size"],
