@@ -127,6 +127,8 @@ class Decoder(nn.Module):
     def _values(self, points, shifts, objects):
         with autocast(points.device, None):  # eight bits would not tell points apart
             net = self.fc_p(points)
+        if torch.is_autocast_enabled(points.device.type):  # what is between the layers as well
+            net = net.to(torch.get_autocast_dtype(points.device.type))
         for i, block in enumerate(self.blocks):
             net = block(self._shift(net, shifts, objects, i))
         return self.fc_out(F.leaky_relu(net, self.slope))
@@ -187,7 +189,8 @@ class Decoder(nn.Module):
     def _shift(net, shifts, objects, i):
         if shifts is None:
             return net
-        return net + (shifts[i] if objects is None else shifts[i][objects])
+        shift = shifts[i].to(net.dtype)
+        return net + (shift if objects is None else shift[objects])
 
     @staticmethod
     @torch.no_grad()

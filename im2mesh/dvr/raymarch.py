@@ -16,7 +16,7 @@ from im2mesh.geometry import CUBE_PADDING, cube_interval
 
 METHODS = ("chandrupatla", "secant", "bisection")
 TOLERANCE = 5e-6  # of a depth, as a share of its ray's interval
-MIN_BLOCK = 8  # samples per ray between two looks at which rays have found their surface
+MIN_BLOCK = 4  # samples per ray between two looks at which rays have found their surface
 MAX_BLOCKS = 32  # such looks per ray
 N_COARSE = 8  # samples per ray of the first look of an adaptive search
 SLOPE_MARGIN = 2.0  # how much steeper a field may be between two samples than around them
