@@ -71,7 +71,7 @@ def trained_model():
 
 
 def training_step(repeats):
-    """DTU configuration on the trained model, 2048 rays: two numbers of steps."""
+    """DTU configuration on the trained model, 2048 rays: two numbers of steps and both precisions."""
     config, model = trained_model()
     state = checkpoints.load(Path(config["training"]["out_dir"], "model.pt"))["optimizer"]
     rows, shares = [], []
@@ -94,23 +94,26 @@ def training_step(repeats):
         optimizer.load_state_dict(state)
         plain_trainer = plain.PlainTrainer(twin, optimizer, trainer.options)
 
-        def steps(trainer, iterations, count):
+        def steps(trainer, iterations, count, precision=None):
+            trainer.options = replace(trainer.options, precision=precision)
             for iteration in itertools.islice(iterations, count):
                 trainer.train_step(batches[iteration % ROUND], iteration)
 
         iterations = itertools.count()
         steps(trainer, iterations, SETTLE)
         rate = matmul_rate()
-        slow, fast = measure_alternately(
+        slow, fast, reduced = measure_alternately(
             [(partial(steps, plain_trainer, itertools.count(), 2), 2),
-             (partial(steps, trainer, iterations, ROUND), ROUND)],
+             (partial(steps, trainer, iterations, ROUND), ROUND),
+             (partial(steps, trainer, iterations, ROUND, torch.bfloat16), ROUND)],
             repeats,
         )
         rate = (rate + matmul_rate()) / 2
         with FlopCounterMode(display=False) as counter:
             steps(trainer, iterations, ROUND)
         name = f"training step, DTU, {n_steps} steps"
-        rows.append((name, slow, fast, 4 if n_steps == 16 else 10, ""))
+        wanted = 4 if n_steps == 16 else 10
+        rows += [(name, slow, fast, wanted, ""), (f"{name}, bfloat16", slow, reduced, wanted, "")]
         shares.append((name, counter.get_total_flops() / ROUND, fast, rate))
     return rows, shares
 

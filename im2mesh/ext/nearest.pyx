@@ -6,13 +6,13 @@ meets. A neighbour that is about as near as the points are to each other is then
 of cells, without the walk down a tree.
 """
 
-from libc.math cimport INFINITY, ceil, cbrt, floor, sqrt
+from libc.math cimport INFINITY, cbrt, floor, sqrt
 from libc.stdint cimport int32_t, int64_t
 from libcpp.vector cimport vector
 
 import numpy as np
 
-cdef double POINTS_PER_CELL = 2.0    # about so many, on the sides of the cloud's bounding box
+cdef double POINTS_PER_CELL = 3.0    # about so many, on the sides of the cloud's bounding box
 cdef double CELLS_PER_POINT = 16.0   # at most, whatever the shape of the cloud
 cdef int64_t REACH = 8               # cells in each direction; beyond, a tree is faster
 cdef int64_t MOST_LOOKED_AT = 1000   # points for one query; a few outliers make all cells too large
@@ -128,7 +128,8 @@ cdef class PointGrid:
         for k in range(3):
             center[k] = self.place(q[k], k)
             squared += (q[k] - self.xyz[3 * best + k]) ** 2
-        reach = max(1, min(2, <int64_t>ceil(sqrt(squared) / self.size)))
+        if squared > self.size * self.size:
+            reach = 2
         while True:
             safe = INFINITY  # nothing nearer than this lies beyond these cells
             for k in range(3):
