@@ -109,12 +109,12 @@ def training_step(repeats):
             repeats,
         )
         rate = (rate + matmul_rate()) / 2
-        with FlopCounterMode(display=False) as counter:
-            steps(trainer, iterations, ROUND)
+        own = operations(partial(steps, trainer, iterations, ROUND)) / ROUND
+        whole = operations(partial(steps, plain_trainer, itertools.count(), 2)) / 2
         name = f"training step, DTU, {n_steps} steps"
         wanted = 4 if n_steps == 16 else 10
         rows += [(name, slow, fast, wanted, ""), (f"{name}, bfloat16", slow, reduced, wanted, "")]
-        shares.append((name, counter.get_total_flops() / ROUND, fast, rate))
+        shares.append((name, whole, own, fast, rate))
     return rows, shares
 
 
@@ -130,8 +130,7 @@ def single_view_step(repeats):
         trainers.append(trainer)
     options = trainers[0].options
     plain_trainer = plain.PlainTrainer(twin, method.get_optimizer(config, twin), options)
-    with FlopCounterMode(display=False) as counter:
-        trainers[0].train_step(batch, 0)
+    own, whole = (operations(partial(t.train_step, batch, 0)) for t in (trainers[0], plain_trainer))
     rate = matmul_rate()
     slow, fast, reduced = measure_alternately(
         [(partial(t.train_step, batch, 0), 1) for t in (plain_trainer, *trainers)], repeats
@@ -139,7 +138,14 @@ def single_view_step(repeats):
     rate = (rate + matmul_rate()) / 2
     name = "training step, single view, 8 x 1024 rays, 16 steps"
     rows = [(name, slow, fast, 3, ""), (f"{name}, bfloat16", slow, reduced, 3, "")]
-    return rows, [(name, counter.get_total_flops(), fast, rate)]
+    return rows, [(name, whole, own, fast, rate)]
+
+
+def operations(function):
+    """Floating-point operations of the matrix products and convolutions in a call."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
 
 
 def time_to_quality(repeats):
@@ -292,11 +298,12 @@ def main():
     print(markdown_table(header, rows))
     if shares:
         print("\nOf a training step, what matrix products of the same size in one piece would take:\n")
-        header = ("work", "GFLOP", "seconds", "matmul [GFLOP/s]", "share (limit 1.0)")
+        header = ("work", "plain twin [GFLOP]", "im2mesh [GFLOP]", "fewer", "seconds",
+                  "matmul [GFLOP/s]", "share (limit 1.0)")
         print(markdown_table(
             header,
-            [(work, flops / 1e9, seconds, rate / 1e9, flops / rate / seconds)
-             for work, flops, seconds, rate in shares],
+            [(work, whole / 1e9, own / 1e9, whole / own, seconds, rate / 1e9, own / rate / seconds)
+             for work, whole, own, seconds, rate in shares],
         ))
     print("\n" + machine_line())
 
