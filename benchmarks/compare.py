@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 import trimesh
 from torch.utils.data import default_collate
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from benchmarks import plain
 from benchmarks.common import (
@@ -141,11 +142,29 @@ def single_view_step(repeats):
     return rows, [(name, whole, own, fast, rate)]
 
 
+class Operations(TorchDispatchMode):
+    """Counts those of matrix products and convolutions.
+
+    PyTorch's own FlopCounterMode does not bear gradients taken inside of a step.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        count = flop_registry.get(function.overloadpacket)
+        if count is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
 def operations(function):
     """Floating-point operations of the matrix products and convolutions in a call."""
-    with FlopCounterMode(display=False) as counter:
+    with Operations() as counter:
         function()
-    return counter.get_total_flops()
+    return counter.total
 
 
 def time_to_quality(repeats):
