@@ -91,7 +91,7 @@ def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8,
     if not torch.is_tensor(n_steps):
         n_steps = torch.full((len(near),), n_steps, dtype=torch.long, device=near.device)
     samples = _Samples(
-        field, origins, directions, near, far, n_steps, max_points, estimate, scout
+        field, origins, directions, near, far, n_steps - 1, max_points, estimate, scout
     )
     depth = torch.full_like(near, torch.inf)
     starts_inside = torch.zeros_like(near, dtype=torch.bool)
@@ -156,22 +156,21 @@ class _Intervals:
 
 @dataclass
 class _Samples:
-    """The samples of rays and what is known of the field there; see :func:`march`."""
+    """The samples of rays and what is known of the field there; see :func:`march`.
+
+    last : Tensor (R,), int64
+        Index of each ray's last sample.
+    """
 
     field: callable
     origins: torch.Tensor
     directions: torch.Tensor
     near: torch.Tensor
     far: torch.Tensor
-    n_steps: torch.Tensor
+    last: torch.Tensor
     max_points: int | None
     estimate: callable
     scout: callable
-
-    @property
-    def last(self):
-        """Index of each ray's last sample."""
-        return self.n_steps - 1
 
     @property
     def pitch(self):
@@ -257,7 +256,7 @@ def _first_look(samples, active, value, strides):
     found = [_Intervals(active[:0], index[:0], value[:0], index[:0], value[:0])]
     block = MIN_BLOCK
     if len(active):
-        block = max(block, int((samples.n_steps // strides).max()) // MAX_BLOCKS)
+        block = max(block, int(((samples.last + 1) // strides).max()) // MAX_BLOCKS)
     while len(active):
         stride, end = strides[active, None], samples.last[active, None]
         high = index[:, None] + stride * torch.arange(1, block + 1, device=value.device)

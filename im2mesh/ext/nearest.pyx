@@ -70,21 +70,19 @@ cdef class PointGrid:
                 for k in range(3):
                     cell = cell * self.n_cells[k] + self.place(points[i, k], k)
                 cell_of[i] = <int32_t>cell
-                self.start[cell + 1] += 1
-            for cell in range(total):
-                self.start[cell + 1] += self.start[cell]
+                self.start[cell] += 1
+            for cell in range(1, total):
+                self.start[cell] += self.start[cell - 1]
+            self.start[total] = <int32_t>n
             self.xyz.resize(3 * n)
             self.index.resize(n)
-            # Filled from the back: start ends up at the first point of each cell.
+            # Filled from the back: start goes from the end of each cell to its first point.
             for i in range(n):
-                cell = cell_of[n - 1 - i] + 1
+                cell = cell_of[n - 1 - i]
                 self.start[cell] -= 1
                 self.index[self.start[cell]] = <int32_t>(n - 1 - i)
                 for k in range(3):
                     self.xyz[3 * self.start[cell] + k] = points[n - 1 - i, k]
-            for cell in range(total):
-                self.start[cell] = self.start[cell + 1]
-            self.start[total] = <int32_t>n
 
     cdef inline int64_t place(self, double x, int64_t k) noexcept nogil:
         """The cell along an axis, that at the border for places beyond it."""
@@ -142,6 +140,7 @@ cdef class PointGrid:
                     safe = min(safe, self.lowest[k] + (high[k] + 1) * self.size - q[k])
                 else:
                     high[k] = self.n_cells[k] - 1
+            # The row in the middle first: a near point there leaves out most of the others.
             self.search(q, center[0], center[1], low[2], high[2], &squared, &best, &left)
             for x in range(low[0], high[0] + 1):
                 gap_x = self.gap(q[0], x, 0)
