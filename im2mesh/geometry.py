@@ -78,12 +78,13 @@ def image_to_index(pixels, height, width):
     return torch.stack([row, column], dim=-1)
 
 
-def look_up(image, pixels):
-    """Values of an image at image points, taken from the nearest pixel.
+def look_up(images, pixels):
+    """Values of images at image points, taken from the nearest pixel.
 
     Parameters
     ----------
-    image : Tensor (B, H, W, ...)
+    images : Tensor (B, H, W, ...) or sequence of B Tensors (H, W, ...)
+        The sizes of a sequence's images may differ.
     pixels : Tensor (B, N, 2)
 
     Returns
@@ -91,10 +92,12 @@ def look_up(image, pixels):
     Tensor (B, N, ...)
         Exactly the stored value for the centre of every pixel, borders included.
     """
-    height, width = image.shape[1:3]
-    row, column = image_to_index(pixels, height, width).unbind(-1)
-    batch = torch.arange(len(image), device=image.device)[:, None]
-    return image[batch, row, column]
+    sizes = [image.shape[:2] for image in images]
+    if len(set(sizes)) == 1:
+        index = image_to_index(pixels, *sizes[0])
+    else:
+        index = [image_to_index(p, *size) for p, size in zip(pixels, sizes)]
+    return torch.stack([image[of_image.unbind(-1)] for image, of_image in zip(images, index)])
 
 
 def object_to_image(camera_mat, world_mat, scale_mat):

@@ -19,7 +19,8 @@ class ResnetBlock(nn.Module):
         nn.init.zeros_(self.fc_1.weight)
 
     def forward(self, x):
-        return x + self.fc_1(F.relu(self.fc_0(F.relu(x))))
+        hidden = F.relu(self.fc_0(F.relu(x)), inplace=True)
+        return self.fc_1(hidden).add_(x)
 
 
 def autocast(device, dtype):

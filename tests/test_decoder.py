@@ -208,6 +208,18 @@ def test_logits_are_differentiable_by_weights_and_codes(case):
         assert other.count_nonzero() > 0, name
 
 
+def test_points_in_one_linear_piece(case):
+    """Where no activation changes its side, the gradient is the same."""
+    generator = torch.Generator().manual_seed(2)
+    nearby = case.points + 0.03 * torch.randn(case.points.shape, generator=generator)
+    traces = [case.decoder.trace(p, case.shifts(), case.objects)[1] for p in (case.points, nearby)]
+    gradients = [case.decoder.gradient(trace) for trace in traces]
+    differs = traces[0].differs(traces[1])
+    assert 5 < differs.sum() < 35
+    assert torch.equal(differs, (gradients[0] != gradients[1]).any(dim=1))
+    assert not traces[0].differs(traces[0]).any()
+
+
 def test_rows_of_a_trace(case):
     _, trace = case.decoder.trace(case.points, case.shifts(), case.objects)
     rows = slice(5, 20)

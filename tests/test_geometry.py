@@ -98,6 +98,14 @@ def test_look_up_gives_every_pixel_its_own_value(height, width, dtype):
     assert torch.equal(look_up(colors, pixels), colors.flatten(1, 2))
 
 
+def test_look_up_in_images_of_different_sizes():
+    images = [torch.arange(12).view(3, 4), torch.arange(20).view(5, 4)]
+    corners = torch.tensor([[-1.0, -1], [1, 1]]).expand(2, -1, -1)
+    assert look_up(images, corners).tolist() == [[0, 11], [0, 19]]
+    same = images[0], 2 * images[0]
+    assert torch.equal(look_up(same, corners), look_up(torch.stack(same), corners))
+
+
 @pytest.mark.parametrize("height, width", [(1200, 1600), (1199, 1601), (300, 400), (2, 4097)])
 def test_look_up_in_large_images(height, width):
     """Every pixel in float32, and the corners by name."""

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from im2mesh.dvr import raymarch
 from im2mesh.dvr.bounds import OccupancyBounds
-from im2mesh.dvr.raymarch import MIN_BLOCK, DepthFunction, march
+from im2mesh.dvr.raymarch import MIN_BLOCK, SMALL_CALL, DepthFunction, march
 from tests import plain
 from tests.plain import promise
 
@@ -519,6 +520,28 @@ def test_a_ray_is_refined_until_its_depth_is_known():
     assert 0 < at_plane[0] <= 3 < at_kink[0] < 12
 
 
+def test_a_root_is_believed_where_a_third_point_sees_no_bend(monkeypatch):
+    """It saves evaluations and costs no depth; a kink next to the root is seen."""
+    origins, directions = along_z()
+    near, far = tensor([1.45]).expand(81), tensor([2.55]).expand(81)
+
+    def field(points):
+        height = points[:, 2] + points[:, 0] ** 2
+        kinked = torch.where(points[:, 2] < 0.0123, 5, 1) * (points[:, 2] - 0.0123)
+        return torch.where(points[:, 1] > 0, height + height**3, kinked)
+
+    exact = march(Recorder(field), origins, directions, near, far, 16, n_secant_steps=60,
+                  method="bisection")
+    work = []
+    for nearby in (0, raymarch.NEARBY):
+        monkeypatch.setattr(raymarch, "NEARBY", nearby)
+        asked = Recorder(field)
+        hits = march(asked, origins, directions, near, far, 16, n_secant_steps=20)
+        assert (hits.depth - exact.depth).abs().max() < 1e-5
+        work.append(sum(asked.sizes))
+    assert work[1] < work[0]
+
+
 def test_bisection_halves():
     origins, directions = along_z(n_side=1, width=0.0)
     near, far = tensor([1.0]), tensor([3.0])
@@ -609,13 +632,25 @@ def test_no_rays():
 
 def test_a_ray_that_found_its_surface_is_left_alone():
     """No samples but the block with the surface, and those of the refinement, behind it."""
-    origins, directions = along_z(n_side=1, width=0.0)
+    origins, directions = along_z(n_side=8, width=0.0)
+    n_rays = len(origins)
     field = Recorder(plane((0.0, 0.0, 1.0), -0.3))
-    near, far = tensor([1.0]), tensor([3.0])
+    near, far = tensor([1.0]).expand(n_rays), tensor([3.0]).expand(n_rays)
     march(field, origins, directions, near, far, 101, n_secant_steps=2)
     step = 2 / 100
     assert (field.points[:, 2] + 2).max() <= 1.7 + MIN_BLOCK * step
-    assert sum(field.sizes) <= 1 + math.ceil(35 / MIN_BLOCK + 1) * MIN_BLOCK + 2
+    assert sum(field.sizes) <= n_rays * (1 + math.ceil(35 / MIN_BLOCK + 1) * MIN_BLOCK + 2)
+
+
+def test_few_rays_are_searched_in_few_calls():
+    """Up to SMALL_CALL points at a time: fewer would take as long."""
+    near, far = tensor([1.0]), tensor([3.0])
+    for n_rays, n_calls in ((1, 1), (SMALL_CALL // 16, 1), (SMALL_CALL, 16 / MIN_BLOCK)):
+        field = Recorder(plane((0.0, 0.0, 1.0), 9.0))
+        origins, directions = (t.expand(n_rays, 3) for t in along_z(n_side=1, width=0.0))
+        march(field, origins, directions, near.expand(n_rays), far.expand(n_rays), 17)
+        assert len(field.sizes) == 1 + n_calls  # the first samples are a call of their own
+        assert sum(field.sizes) == 17 * n_rays
 
 
 def test_a_ray_that_starts_inside_costs_one_sample():

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from im2mesh.data import ImagesField, MultiObjectDataset, SparseDepthField, collate
-from im2mesh.dvr import training
+from im2mesh.dvr import losses, training
+from im2mesh.dvr.decoder import Trace
 from im2mesh.dvr.model import DVR
 from im2mesh.dvr.raymarch import DepthFunction
 from im2mesh.dvr.sampling import sample_pixels
@@ -438,6 +439,45 @@ def test_free_space_is_skipped_without_a_trace(views, monkeypatch):
     assert report_skipping == pytest.approx(report, rel=1e-5)
     for name, gradient in found.items():
         torch.testing.assert_close(found_skipping[name], gradient, rtol=1e-4, atol=1e-3)
+
+
+def test_normals_are_compared_only_where_they_can_differ(views, monkeypatch):
+    """Points in one linear piece of the network are left out; terms and gradients stay as they are."""
+    results = []
+    for everywhere in (True, False):
+        model = make_model()
+        compared, smoothness = [], losses.normal_smoothness
+
+        def counted(normals, nearby, compared=compared, smoothness=smoothness):
+            compared.append(len(normals))
+            return smoothness(normals, nearby)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(losses, "normal_smoothness", counted)
+            if everywhere:
+                patch.setattr(Trace, "differs", lambda one, other: torch.ones_like(one.last[:, 0]))
+            report = make_trainer(model, {"normal": 1.0}, reduction="mean").train_step(views(0), 0)
+        results.append((sum(compared), report, gradients(model)))
+    (n_all, expected, of_all), (n_some, report, of_some) = results
+    assert 0 < n_some < 0.9 * n_all
+    assert report == pytest.approx(expected, rel=1e-5) and report["normal"] > 0
+    for name, gradient in of_all.items():
+        torch.testing.assert_close(of_some[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_looks_at_the_field_get_rarer_while_it_stays_as_it_is(views):
+    trainer = make_trainer(make_model(), {"freespace": 1.0}, n_training_points=10)  # of rate 0
+    looks, update = [], trainer.bounds.update
+
+    def counted(*args, **kwargs):
+        looks.append(iteration)
+        update(*args, **kwargs)
+
+    trainer.bounds.update = counted
+    batch = views(0)
+    for iteration in range(400):
+        trainer.train_step(batch, iteration)
+    assert looks == [0, 16, 48, 112, 240, 368]
 
 
 def test_no_gradients_in_validation(views):

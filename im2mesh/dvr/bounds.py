@@ -14,6 +14,7 @@ from im2mesh.geometry import CUBE_PADDING
 
 CHUNK = 2**16  # points per call of the field
 FINE = 64  # resolution where the field stays as it is: worth more points than in training
+WANDER = 0.5  # of the last change: a field that learns is up to so far from what the last look showed
 
 
 class OccupancyBounds:
@@ -51,16 +52,14 @@ class OccupancyBounds:
         self.staleness = state["staleness"]
 
     @torch.no_grad()
-    def update(self, field, device="cpu", ahead=0.0):
+    def update(self, field, device="cpu", learns=False):
         """Look at the field anew.
 
         Parameters
         ----------
         field : callable (points (M, 3)) -> logits (M,)
-        ahead : float
-            Of a field that learns, how far ahead the next look is, in units of the time since the
-            last one: so many times the change since then is added to the errors. The first look of
-            a field that learns is worth nothing yet.
+        learns : bool
+            The field goes on changing.
         """
         half = self.side_length / 2
         axis = torch.linspace(-half, half, self.resolution + 1, device=device)
@@ -68,12 +67,11 @@ class OccupancyBounds:
         values = torch.cat([field(chunk) for chunk in points.split(CHUNK)])
         values = values.view([self.resolution + 1] * 3)
         bends = sum(_bend(values, axis) for axis in range(3)) / 2
-        if ahead == 0:
-            errors = bends
-        elif self.values is None:
+        errors = bends
+        if learns and self.values is None:
             errors = torch.full_like(bends, torch.inf)
-        else:
-            errors = bends + ahead * (values - self.values).abs()
+        elif learns:
+            errors = bends + WANDER * (values - self.values).abs()
         self.staleness = float(((values.abs() > bends) & ~(values.abs() > errors)).float().mean())
         self.errors = F.max_pool3d(errors[None], kernel_size=2, stride=1)[0]
         self.values = values

@@ -265,4 +265,4 @@ def _construct(cls, key, arguments, **fixed):
 
 def get_optimizer(config, model):
     """Adam over all weights (method, section 6)."""
-    return torch.optim.Adam(model.parameters(), lr=config["training"]["learning_rate"])
+    return torch.optim.Adam(model.parameters(), lr=config["training"]["learning_rate"], fused=True)

@@ -36,6 +36,14 @@ class Trace:
         """The trace of some of the points (a slice gives a view)."""
         return Trace([(first[rows], second[rows]) for first, second in self.blocks], self.last[rows])
 
+    def differs(self, other):
+        """Which points (M,) lie in another linear piece of the network than those of ``other``."""
+        return torch.stack([
+            (one != another).any(dim=1)
+            for pair, pair_of_other in zip(self.blocks, other.blocks)
+            for one, another in zip(pair, pair_of_other)
+        ] + [(self.last != other.last).any(dim=1)]).any(dim=0)
+
 
 class Decoder(nn.Module):
     """Residual MLP for occupancy and texture.
@@ -145,9 +153,9 @@ class Decoder(nn.Module):
         blocks = []
         for i, block in enumerate(self.blocks):
             net = self._shift(net, shifts, objects, i)
-            hidden = block.fc_0(F.relu(net))
+            hidden = F.relu(block.fc_0(F.relu(net)), inplace=True)
             blocks.append((self._slopes(net, 0.0), self._slopes(hidden, 0.0)))
-            net = net + block.fc_1(F.relu(hidden))
+            net = block.fc_1(hidden).add_(net)
         return self.fc_out(F.leaky_relu(net, self.slope)), Trace(
             blocks, self._slopes(net, self.slope)
         )

@@ -16,8 +16,10 @@ from im2mesh.geometry import CUBE_PADDING, cube_interval
 
 METHODS = ("chandrupatla", "secant", "bisection")
 TOLERANCE = 5e-6  # of a depth, as a share of its ray's interval
+NEARBY = 10  # tolerances from an evaluation, within which two lines that agree on a root are believed
 MIN_BLOCK = 4  # samples per ray between two looks at which rays have found their surface
 MAX_BLOCKS = 32  # such looks per ray
+SMALL_CALL = 128  # points that a call of the field should have: fewer take as long
 N_COARSE = 8  # samples per ray of the first look of an adaptive search
 SLOPE_MARGIN = 2.0  # how much steeper a field may be between two samples than around them
 
@@ -93,31 +95,23 @@ def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8,
     samples = _Samples(
         field, origins, directions, near, far, n_steps - 1, max_points, estimate, scout
     )
-    depth = torch.full_like(near, torch.inf)
-    starts_inside = torch.zeros_like(near, dtype=torch.bool)
-
-    active = (far > near).nonzero()[:, 0]
-    value = samples.at_start(active)
-    starts_inside[active] = value >= 0
-    active, value = active[value < 0], value[value < 0]
     strides = torch.ones_like(n_steps) if n_coarse is None else (n_steps // n_coarse).clamp_min(1)
-    brackets = _halve(samples, _first_look(samples, active, value, strides), strides)
-    low, high = samples.complete(brackets)
+    brackets, inside = _search(samples, (far > near).nonzero()[:, 0], strides)
+    samples.make_sure(brackets)
+    wrong = (brackets.low_value >= 0) | (brackets.high_value < 0)
+    if wrong.any():
+        alone = replace(samples, estimate=None, scout=None)
+        anew, more = _search(alone, brackets.rays[wrong], torch.ones_like(strides))
+        brackets, inside = _Intervals.cat([brackets[~wrong], anew]), torch.cat([inside, more])
     rays = brackets.rays
+    depth = torch.full_like(near, torch.inf)
     depth[rays] = _refine(
         lambda depths, rows: samples.evaluate(rays[rows], depths),
-        low, brackets.low_value, high, brackets.high_value,
+        samples.depths(rays, brackets.low), brackets.low_value,
+        samples.depths(rays, brackets.high), brackets.high_value,
         n_secant_steps, method, TOLERANCE * (far - near)[rays],
     )
-    wrong = rays[(brackets.low_value >= 0) | (brackets.high_value < 0)]
-    if len(wrong):
-        again = march(
-            lambda points, rows: field(points, wrong[rows]),
-            origins[wrong], directions[wrong], near[wrong], far[wrong], n_steps[wrong],
-            n_secant_steps=n_secant_steps, method=method, max_points=max_points,
-        )
-        depth[wrong] = again.depth.where(again.hit, torch.inf)
-        starts_inside[wrong] = again.starts_inside
+    starts_inside = torch.zeros_like(near, dtype=torch.bool).index_fill(0, inside, True)
     hit = depth.isfinite()
     points = torch.addcmul(origins, depth.where(hit, 0)[:, None], directions)
     depth[starts_inside] = 0
@@ -227,13 +221,27 @@ class _Samples:
         )
         return values
 
-    def complete(self, intervals):
-        """Depths (K,) of both ends of intervals, whose values become the field's own."""
+    def make_sure(self, intervals):
+        """The values at both ends of intervals become the field's own."""
         rays = intervals.rays
-        low, high = self.depths(rays, intervals.low), self.depths(rays, intervals.high)
-        intervals.low_value = self.own_values(rays, low, intervals.low_value)
-        intervals.high_value = self.own_values(rays, high, intervals.high_value)
-        return low, high
+        for index, value in (("low", "low_value"), ("high", "high_value")):
+            depths = self.depths(rays, getattr(intervals, index))
+            setattr(intervals, value, self.own_values(rays, depths, getattr(intervals, value)))
+
+
+def _search(samples, rays, strides):
+    """The intervals in front of the first sample inside, and the rays that start there.
+
+    Parameters
+    ----------
+    rays : Tensor (A,), int64
+    strides : Tensor (R,), int64
+        Of the first look.
+    """
+    value = samples.at_start(rays)
+    outside = value < 0
+    intervals = _first_look(samples, rays[outside], value[outside], strides)
+    return _halve(samples, intervals, strides), rays[~outside]
 
 
 def _first_look(samples, active, value, strides):
@@ -258,6 +266,7 @@ def _first_look(samples, active, value, strides):
     if len(active):
         block = max(block, int(((samples.last + 1) // strides).max()) // MAX_BLOCKS)
     while len(active):
+        block = max(block, SMALL_CALL // len(active))
         stride, end = strides[active, None], samples.last[active, None]
         high = index[:, None] + stride * torch.arange(1, block + 1, device=value.device)
         exists = high < end + stride
@@ -523,12 +532,15 @@ def _chandrupatla(evaluate, low, low_value, high, high_value, n_steps, tolerance
         a, f_a = x, f_x
         estimate = _secant(a, f_a, b, f_b)
         root[rows] = estimate
-        best = torch.where(f_a.abs() < f_b.abs(), a, b)
-        open_ = (f_a != 0) & ((estimate - best).abs() > tolerance)
-        rows, tolerance = rows[open_], tolerance[open_]
-        if len(rows) == 0:
+        off = (estimate - torch.where(f_a.abs() < f_b.abs(), a, b)).abs()
+        # Where the line through the two points before agrees on the root, the field does not bend.
+        straight = (_secant(a, f_a, c, f_c) - estimate).abs() <= tolerance / 2
+        known = (f_a == 0) | (off <= tolerance) | straight & (off <= NEARBY * tolerance)
+        if known.all():
             break
-        a, f_a, b, f_b, c, f_c = (t[open_] for t in (a, f_a, b, f_b, c, f_c))
+        rows, tolerance, a, f_a, b, f_b, c, f_c = (
+            t[~known] for t in (rows, tolerance, a, f_a, b, f_b, c, f_c)
+        )
         xi, phi = (a - b) / (c - b), (f_a - f_b) / (f_c - f_b)
         quadratic = f_a / (f_b - f_a) * f_c / (f_b - f_c) + (c - a) / (b - a) * f_a / (
             f_c - f_a

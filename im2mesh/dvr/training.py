@@ -250,14 +250,13 @@ class Trainer:
         )
         if bounds is None or fresh:
             return bounds
-        elapsed = max(iteration - self.looked, 1)
+        bounds.update(self.model.logit_field(), self.device, learns=True)
+        self.looked = iteration
         rarer, more_frequent = STALE
         if bounds.staleness < rarer:
             self.look_every = min(2 * self.look_every, LOOK_EVERY[1])
         elif bounds.staleness > more_frequent:
             self.look_every = max(self.look_every // 2, LOOK_EVERY[0])
-        bounds.update(self.model.logit_field(), self.device, ahead=self.look_every / elapsed)
-        self.looked = iteration
         return bounds
 
     def _generator(self, *stream):
@@ -290,10 +289,7 @@ class Trainer:
         def known(key):
             if key not in batch:
                 return None
-            values = [
-                geometry.look_up(image[None], p[None])[0] for image, p in zip(batch[key], pixels)
-            ]
-            return self._moved(torch.cat(values))
+            return self._moved(geometry.look_up(batch[key], pixels).flatten(0, 1))
 
         return Rays(
             origins=self._moved(origins),
@@ -479,7 +475,12 @@ class Trainer:
             _, nearby = self.model.decoder.trace(
                 points + NORMAL_NEIGHBORHOOD * offset, shifts, objects
             )
-        return losses.normal_smoothness(self.model.normals(trace), self.model.normals(nearby))
+        # Two points in the same linear piece of the network have the same normal, whatever the weights.
+        rows = trace.differs(nearby).nonzero()[:, 0]
+        values = losses.normal_smoothness(
+            self.model.normals(trace[rows]), self.model.normals(nearby[rows])
+        )
+        return values.new_zeros(len(points)).index_copy(0, rows, values)
 
     def _reduced(self, values, batch_size):
         method = self.options.reduction
