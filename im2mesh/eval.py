@@ -66,8 +66,10 @@ def sample_mesh(mesh, n_points, seed=0):
         The points and the unit normals of the faces they lie on; both (0, 3) when the mesh has
         no faces or its area is zero or not finite.
     """
-    corners = np.asarray(mesh.vertices, dtype=np.float64)[np.asarray(mesh.faces)]
-    origins, edges = corners[:, 0], corners[:, 1:] - corners[:, :1]
+    # ndarray.take: numpy's brackets gather rows at a third of its speed.
+    vertices, faces = np.asarray(mesh.vertices, dtype=np.float64), np.asarray(mesh.faces)
+    corners = vertices.take(faces, axis=0)
+    edges = corners[:, 1:] - corners[:, :1]
     normals = np.cross(edges[:, 0], edges[:, 1])
     doubled_areas = _lengths(normals)
     share = np.cumsum(doubled_areas)
@@ -81,9 +83,11 @@ def sample_mesh(mesh, n_points, seed=0):
         share[:-1], ascending[:-1] * (share[-1] / ascending[-1]), side="right"
     )
     place = rng.random((n_points, 2))
-    place = np.where(place.sum(axis=1, keepdims=True) > 1, 1 - place, place)  # back into the triangle
-    points = origins[chosen] + np.einsum("nk,nkj->nj", place, edges[chosen])
-    return points, normals[chosen] / doubled_areas[chosen, None]
+    beyond = place[:, 0] + place[:, 1] > 1
+    place = np.where(beyond[:, None], 1 - place, place)  # back into the triangle
+    points = vertices.take(faces[:, 0].take(chosen), axis=0)
+    points += np.einsum("nk,nkj->nj", place, edges.take(chosen, axis=0))
+    return points, normals.take(chosen, axis=0) / doubled_areas.take(chosen)[:, None]
 
 
 def evaluate_pointclouds(
@@ -176,7 +180,7 @@ def _one_way(cloud, other, thresholds, n_threads):
     distances, nearest = _nearest(cloud, other, n_threads)
     normals = np.nan
     if cloud.normals is not None:
-        normals = _mean_abs_cosine(cloud.normals, other.normals[nearest])
+        normals = _mean_abs_cosine(cloud.normals, other.normals.take(nearest, axis=0))
     return _OneWay(
         distances.mean(), np.square(distances).mean(), normals, _share_within(distances, thresholds)
     )
@@ -200,8 +204,10 @@ def _nearest(cloud, other, n_threads):
 
 
 def _share_within(distances, thresholds):
-    """Share of the distances (N,) that are <= each threshold (T,): one sort serves them all."""
-    return np.searchsorted(np.sort(distances), thresholds, side="right") / len(distances)
+    """Share of the distances (N,) that are <= each threshold (T,): one histogram serves them all."""
+    ascending, place = np.unique(thresholds, return_inverse=True)
+    count = np.bincount(np.searchsorted(ascending, distances), minlength=len(ascending) + 1)
+    return count.cumsum()[place] / len(distances)
 
 
 def _mean_abs_cosine(a, b):
@@ -238,6 +244,7 @@ def _metrics(completeness, accuracy, thresholds):
     precision, recall = accuracy.share, completeness.share
     total = precision + recall
     f_score = np.divide(2 * precision * recall, total, out=np.zeros(len(total)), where=total > 0)
+    labels = [f"{threshold:.4f}" for threshold in thresholds]
     for name, values in (("precision", precision), ("recall", recall), ("F", f_score)):
-        metrics.update((f"{name}@{t:.4f}", value) for t, value in zip(thresholds, values))
+        metrics.update(zip([f"{name}@{t}" for t in labels], values.tolist()))
     return {name: float(value) for name, value in metrics.items()}

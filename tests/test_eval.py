@@ -131,6 +131,14 @@ def test_convention_a_threshold_includes_its_own_distance():
     assert metrics["F@0.0156"] == 1.0
 
 
+def test_thresholds_in_any_order():
+    clouds = grid_plane(0.015625), grid_plane()
+    ascending = evaluate_pointclouds(*clouds, thresholds=[0.01, 0.0155, 0.016, 0.5])
+    shuffled = evaluate_pointclouds(*clouds, thresholds=[0.016, 0.01, 0.5, 0.0155])
+    assert shuffled == pytest.approx(ascending, nan_ok=True)
+    assert [ascending[f"F@{t}"] for t in ("0.0100", "0.0155", "0.0160", "0.5000")] == [0, 0, 1, 1]
+
+
 def test_shifted_plane_has_the_shift_as_distance():
     up = np.tile([0.0, 0.0, 2.0], (400, 1))  # normals need not be of unit length
     tilted = np.tile([0.0, -3.0, -4.0], (400, 1))  # nor agree in sign

@@ -293,7 +293,7 @@ def test_steps_are_drawn_from_low_to_below_high():
 
     def draw(seed, n_steps=None):
         field = Recorder(lambda p: torch.full_like(p[:, 0], -1.0))
-        function = DepthFunction(n_steps=(5, 9))
+        function = DepthFunction(n_steps=(5, 9), adaptive=False)
         generator = torch.Generator().manual_seed(seed)
         before = torch.get_rng_state()
         function.find_surface(field, origins, directions, n_steps, generator)
@@ -306,6 +306,14 @@ def test_steps_are_drawn_from_low_to_below_high():
     assert (shares[5:9] - 0.25).abs().max() < 0.1
     assert torch.equal(draw(0), counts) and not torch.equal(draw(1), counts)
     assert (draw(0, (6, 7)) == 6).all()
+
+
+@pytest.mark.parametrize("n_steps, n_coarse", [(16, 4), (24, 6), (64, 8), (256, 8)])
+def test_the_first_look_takes_one_sample_of_four_within_limits(n_steps, n_coarse):
+    origins, directions = along_z()
+    field = Recorder(lambda p: torch.full_like(p[:, 0], -1.0))
+    DepthFunction(n_steps=(n_steps, n_steps + 1)).find_surface(field, origins, directions)
+    assert (field.rays.bincount() == 1 + n_coarse).all()
 
 
 def test_n_steps_128_129_is_128():

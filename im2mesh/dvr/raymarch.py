@@ -20,7 +20,8 @@ NEARBY = 10  # tolerances from an evaluation, within which two lines that agree 
 MIN_BLOCK = 4  # samples per ray between two looks at which rays have found their surface
 MAX_BLOCKS = 32  # such looks per ray
 SMALL_CALL = 128  # points that a call of the field should have: fewer take as long
-N_COARSE = 8  # samples per ray of the first look of an adaptive search
+N_COARSE = (4, 8)  # samples per ray of the first look of an adaptive search, at least and at most
+COARSE_SHARE = 4  # of so many samples one belongs to the first look, within these limits
 SLOPE_MARGIN = 2.0  # how much steeper a field may be between two samples than around them
 
 
@@ -75,7 +76,7 @@ def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8,
         its depth is known; or the bracketed secant, as published, or interval halving.
     max_points : int or None
         Upper bound on the points of one call of ``field``.
-    n_coarse : int or None
+    n_coarse : int or Tensor (R,), int64, or None
         Samples per ray of a first look, from 4 on; None evaluates all that lie before the surface.
     estimate : callable (points (M, 3)) -> values (M,), errors (M,), or None
         What is known of the field: a sample is evaluated only where its sign is not certain, that
@@ -447,6 +448,10 @@ class DepthFunction:
             steps = torch.randint(low, high, (len(origins),), generator=generator)
             steps = steps.to(origins.device)
 
+        n_coarse = None
+        if self.adaptive:
+            n_coarse = (torch.as_tensor(steps) // COARSE_SHARE).clamp(*N_COARSE)
+
         def shifted(field):
             return field and (lambda points, rays: field(points, rays) - self.logit_threshold)
 
@@ -463,7 +468,7 @@ class DepthFunction:
             n_secant_steps=self.n_secant_steps,
             method=self.method,
             max_points=self.max_points,
-            n_coarse=N_COARSE if self.adaptive else None,
+            n_coarse=n_coarse,
             estimate=bounds and estimate,
             scout=shifted(scout),
         )
