@@ -170,8 +170,9 @@ def operations(function):
 def time_to_quality(repeats):
     """Training time on the demo scene until chamferL1 is 0.012."""
     config = scene()
-    seconds = []
-    for trainer_class in (plain.PlainTrainer, None):
+    seconds, per_step = [], []
+    rate = matmul_rate()
+    for trainer_class, n_counted in ((plain.PlainTrainer, 2), (None, ROUND)):
         with tempfile.TemporaryDirectory() as out_dir:
             demo = load_config(
                 DEMO,
@@ -179,10 +180,19 @@ def time_to_quality(repeats):
                  "training.validate_every=0", "training.print_every=0"],
             )
             run = train(demo, trainer_class, look_every=20, stop_at=0.012)
-        iteration, spent, distance = run.curve[-1]
-        print(f"chamferL1 {distance:.4f} at iteration {iteration}", flush=True)
-        seconds.append(spent)
-    return [("training to chamferL1 0.012, demo scene", *seconds, 5, "one run each")], []
+            last, spent, distance = run.curve[-1]
+            print(f"chamferL1 {distance:.4f} at iteration {last}", flush=True)
+            seconds.append(spent)
+            dataset = get_dataset(demo, "train")
+            batch = default_collate([dataset[i] for i in range(demo["training"]["batch_size"])])
+            per_step.append(sum(
+                operations(partial(run.trainer.train_step, batch, last + i)) for i in range(n_counted)
+            ) / n_counted)
+    rate = (rate + matmul_rate()) / 2
+    return (
+        [("training to chamferL1 0.012, demo scene", *seconds, 5, "one run each")],
+        [("training step, demo scene", *per_step, spent / last, rate)],
+    )
 
 
 def rendering(repeats, size=400, n_steps=1024, n_plain=128):

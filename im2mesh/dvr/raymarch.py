@@ -102,7 +102,7 @@ def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8,
     wrong = (brackets.low_value >= 0) | (brackets.high_value < 0)
     if wrong.any():
         alone = replace(samples, estimate=None, scout=None)
-        anew, more = _search(alone, brackets.rays[wrong], torch.ones_like(strides))
+        anew, more = _search(alone, brackets.rays[wrong], strides)
         brackets, inside = _Intervals.cat([brackets[~wrong], anew]), torch.cat([inside, more])
     rays = brackets.rays
     depth = torch.full_like(near, torch.inf)
