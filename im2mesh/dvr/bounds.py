@@ -3,7 +3,8 @@
 Between grid points the field is taken to be trilinear. How far it may be off follows from how much
 it bends there: a network of ReLUs is linear piece by piece, and a kink between two grid points is off
 by half of the second differences that it causes at them; where the field is smooth, by an eighth. Of
-a field that learns, the change since the last look is added. These are estimates, not proofs: what is
+a field that learns, half of its change between the last two looks is added, however long they were apart:
+from step to step it moves to and fro more than it moves on. These are estimates, not proofs: what is
 overlooked is a surface that leaves no trace at the grid points around it.
 """
 
@@ -59,7 +60,7 @@ class OccupancyBounds:
         ----------
         field : callable (points (M, 3)) -> logits (M,)
         learns : bool
-            The field goes on changing.
+            The field goes on changing. The first look at it is then worth nothing yet.
         """
         half = self.side_length / 2
         axis = torch.linspace(-half, half, self.resolution + 1, device=device)

@@ -225,9 +225,9 @@ class _Samples:
     def make_sure(self, intervals):
         """The values at both ends of intervals become the field's own."""
         rays = intervals.rays
-        for index, value in (("low", "low_value"), ("high", "high_value")):
-            depths = self.depths(rays, getattr(intervals, index))
-            setattr(intervals, value, self.own_values(rays, depths, getattr(intervals, value)))
+        low, high = self.depths(rays, intervals.low), self.depths(rays, intervals.high)
+        intervals.low_value = self.own_values(rays, low, intervals.low_value)
+        intervals.high_value = self.own_values(rays, high, intervals.high_value)
 
 
 def _search(samples, rays, strides):
