@@ -47,7 +47,7 @@ DEMO = ROOT / "configs/demo/synthetic_scene.yaml"
 DTU = ROOT / "configs/multi_view_reconstruction/skull/ours_rgb.yaml"
 SINGLE_VIEW = ROOT / "configs/single_view_reconstruction/multi_view_supervision/ours_combined.yaml"
 ROUND = 32  # iterations, each of another view: seconds of a step are means over them
-SETTLE = 3 * ROUND  # until the model goes on steadily with these losses
+SETTLE = 6 * ROUND  # until the model goes on steadily with these losses
 
 
 def scene():
@@ -86,14 +86,10 @@ def training_step(repeats):
         learner = method.get_model(dtu)
         learner.load_state_dict(model.state_dict())
         optimizer = method.get_optimizer(dtu, learner)
-        optimizer.load_state_dict(state)  # moments as in the middle of a run
+        optimizer.load_state_dict(copy.deepcopy(state))  # moments as in the middle of a run
         trainer = method.get_trainer(dtu, learner, optimizer, CPU)
         dataset = get_dataset(dtu, "train")
         batches = [default_collate([dataset[i]]) for i in range(ROUND)]
-        twin = copy.deepcopy(learner)
-        optimizer = method.get_optimizer(dtu, twin)
-        optimizer.load_state_dict(state)
-        plain_trainer = plain.PlainTrainer(twin, optimizer, trainer.options)
 
         def steps(trainer, iterations, count, precision=None):
             trainer.options = replace(trainer.options, precision=precision)
@@ -102,6 +98,10 @@ def training_step(repeats):
 
         iterations = itertools.count()
         steps(trainer, iterations, SETTLE)
+        twin = copy.deepcopy(learner)
+        twin_optimizer = method.get_optimizer(dtu, twin)
+        twin_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        plain_trainer = plain.PlainTrainer(twin, twin_optimizer, trainer.options)
         rate = matmul_rate()
         slow, fast, reduced = measure_alternately(
             [(partial(steps, plain_trainer, itertools.count(), 2), 2),
