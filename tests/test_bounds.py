@@ -59,6 +59,18 @@ def test_values_between_grid_points():
     assert errors[within].max() < 1e-5 and errors[~within].isinf().all()
 
 
+def test_what_rays_meet_at_the_outer_faces_is_known():
+    """Their first and last samples lie there, some of them on the outer side by a rounding."""
+    bounds = OccupancyBounds()
+    bounds.update(sphere(0.3))
+    origins, directions, near, far = rays()
+    ends = torch.cat([origins + depth[:, None] * directions for depth in (near, far)])
+    ends = ends[(far > near).repeat(2)]
+    assert (ends.abs() > bounds.side_length / 2).any()
+    _, errors = bounds.estimate(ends)
+    assert errors.isfinite().all()
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("place", [-0.549, -0.52, 0.0, 0.003, 0.02, 0.548])
 def test_a_kink_stays_within_the_errors(axis, place):

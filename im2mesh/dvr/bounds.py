@@ -15,6 +15,7 @@ from im2mesh.geometry import CUBE_PADDING
 
 CHUNK = 2**16  # points per call of the field
 FINE = 64  # resolution where the field stays as it is: worth more points than in training
+BORDER = 1e-5  # of half a side: rays start and end on the grid's outer faces, give or take a rounding
 WANDER = 0.5  # of the last change: a field that learns is up to so far from what the last look showed
 
 
@@ -91,7 +92,7 @@ class OccupancyBounds:
             F.grid_sample(grid[None, None], place[None, None, None], mode, "border", align)[0, 0, 0, 0]
             for grid, mode, align in ((self.values, "bilinear", True), (self.errors, "nearest", False))
         )
-        return values, errors.masked_fill((place.abs() > 1).any(dim=-1), torch.inf)
+        return values, errors.masked_fill((place.abs() > 1 + BORDER).any(dim=-1), torch.inf)
 
     def ball(self, threshold_logit):
         """A ball that holds the object, as far as the grid points tell.

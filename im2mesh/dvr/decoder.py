@@ -172,7 +172,7 @@ class Decoder(nn.Module):
         back = self.fc_out.weight[0] * trace.last
         for block, (first, second) in zip(reversed(self.blocks), reversed(trace.blocks)):
             inner = (back @ block.fc_1.weight) * second
-            back = back + (inner @ block.fc_0.weight) * first
+            back = torch.addcmul(back, inner @ block.fc_0.weight, first)
         return back @ self.fc_p.weight
 
     def directional_derivative(self, trace, directions):
@@ -190,7 +190,7 @@ class Decoder(nn.Module):
         along = directions @ self.fc_p.weight.T
         for block, (first, second) in zip(self.blocks, trace.blocks):
             inner = (along * first) @ block.fc_0.weight.T
-            along = along + (inner * second) @ block.fc_1.weight.T
+            along = torch.addmm(along, inner * second, block.fc_1.weight.T)
         return (along * trace.last) @ self.fc_out.weight.T
 
     @staticmethod

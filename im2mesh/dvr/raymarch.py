@@ -136,8 +136,8 @@ class _Intervals:
     high: torch.Tensor
     high_value: torch.Tensor
 
-    def __getitem__(self, which):
-        return _Intervals(*(value[which] for value in vars(self).values()))
+    def __getitem__(self, mask):
+        return _Intervals(*_taken(mask, *vars(self).values()))
 
     @classmethod
     def cat(cls, parts):
@@ -199,7 +199,8 @@ class _Samples:
         if self.estimate is None:
             return self.evaluate(rays, depths, field)
         values, known = self.estimated(rays, depths)
-        values[~known] = self.evaluate(rays[~known], depths[~known], field)
+        unknown = (~known).nonzero()[:, 0]
+        values[unknown] = self.evaluate(rays[unknown], depths[unknown], field)
         return values
 
     def own_values(self, rays, depths, values):
@@ -208,7 +209,7 @@ class _Samples:
             return self.evaluate(rays, depths)
         if self.estimate is None:
             return values
-        _, known = self.estimated(rays, depths)
+        known = self.estimated(rays, depths)[1].nonzero()[:, 0]
         values = values.clone()
         values[known] = self.evaluate(rays[known], depths[known])
         return values
@@ -274,8 +275,9 @@ def _first_look(samples, active, value, strides):
         high = torch.minimum(high, end)
         rays = active[:, None].expand(high.shape)
         high_value = value.new_full(high.shape, -torch.inf)
-        high_value[exists] = samples.search_values(
-            rays[exists], samples.depths(rays[exists], high[exists])
+        place = exists.nonzero(as_tuple=True)
+        high_value[place] = samples.search_values(
+            rays[place], samples.depths(rays[place], high[place])
         )
         intervals = _Intervals(
             rays,
@@ -313,7 +315,7 @@ def _halve(samples, intervals, strides):
     steepest = _with_neighbours(
         rays, intervals.low // strides[rays], _rise(intervals) / _length(intervals, pitch)
     )
-    brackets = [intervals[:0]]
+    brackets = []
     while len(intervals.rays):
         inside = intervals.high_value >= 0
         first.scatter_reduce_(0, intervals.rays[inside], intervals.high[inside], "amin")
@@ -333,8 +335,14 @@ def _halve(samples, intervals, strides):
             replace(intervals, low=middle, low_value=value),
         ])
         steepest = torch.cat([steepest, steepest])
-    brackets = _Intervals.cat(brackets)
+    brackets = _Intervals.cat([*brackets, intervals])
     return brackets[brackets.high == first[brackets.rays]]
+
+
+def _taken(mask, *values):
+    """Where a mask is set, of each of some tensors of its shape; the places are looked for once."""
+    place = mask.nonzero(as_tuple=True)
+    return [value[place] for value in values]
 
 
 def _rise(intervals):
@@ -543,8 +551,8 @@ def _chandrupatla(evaluate, low, low_value, high, high_value, n_steps, tolerance
         known = (f_a == 0) | (off <= tolerance) | straight & (off <= NEARBY * tolerance)
         if known.all():
             break
-        rows, tolerance, a, f_a, b, f_b, c, f_c = (
-            t[~known] for t in (rows, tolerance, a, f_a, b, f_b, c, f_c)
+        rows, tolerance, a, f_a, b, f_b, c, f_c = _taken(
+            ~known, rows, tolerance, a, f_a, b, f_b, c, f_c
         )
         xi, phi = (a - b) / (c - b), (f_a - f_b) / (f_c - f_b)
         quadratic = f_a / (f_b - f_a) * f_c / (f_b - f_c) + (c - a) / (b - a) * f_a / (
