@@ -92,7 +92,7 @@ class OccupancyBounds:
             F.grid_sample(grid[None, None], place[None, None, None], mode, "border", align)[0, 0, 0, 0]
             for grid, mode, align in ((self.values, "bilinear", True), (self.errors, "nearest", False))
         )
-        return values, errors.masked_fill((place.abs() > 1 + BORDER).any(dim=-1), torch.inf)
+        return values, errors.masked_fill(place.abs().amax(dim=-1) > 1 + BORDER, torch.inf)
 
     def ball(self, threshold_logit):
         """A ball that holds the object, as far as the grid points tell.

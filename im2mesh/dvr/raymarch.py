@@ -225,10 +225,10 @@ class _Samples:
 
     def make_sure(self, intervals):
         """The values at both ends of intervals become the field's own."""
-        rays = intervals.rays
-        low, high = self.depths(rays, intervals.low), self.depths(rays, intervals.high)
-        intervals.low_value = self.own_values(rays, low, intervals.low_value)
-        intervals.high_value = self.own_values(rays, high, intervals.high_value)
+        rays = intervals.rays.repeat(2)
+        depths = self.depths(rays, torch.cat([intervals.low, intervals.high]))
+        values = torch.cat([intervals.low_value, intervals.high_value])
+        intervals.low_value, intervals.high_value = self.own_values(rays, depths, values).chunk(2)
 
 
 def _search(samples, rays, strides):

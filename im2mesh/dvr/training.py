@@ -15,6 +15,7 @@ import torch
 from im2mesh import geometry
 from im2mesh.dvr import losses
 from im2mesh.dvr.bounds import FINE, OccupancyBounds
+from im2mesh.dvr.decoder import Trace
 from im2mesh.dvr.implicit import depth_with_gradient, follow_surface
 from im2mesh.dvr.sampling import sample_pixels
 
@@ -477,9 +478,8 @@ class Trainer:
             )
         # Two points in the same linear piece of the network have the same normal, whatever the weights.
         rows = trace.differs(nearby).nonzero()[:, 0]
-        values = losses.normal_smoothness(
-            self.model.normals(trace[rows]), self.model.normals(nearby[rows])
-        )
+        normals = self.model.normals(Trace.cat([trace[rows], nearby[rows]]))
+        values = losses.normal_smoothness(*normals.chunk(2))
         return values.new_zeros(len(points)).index_copy(0, rows, values)
 
     def _reduced(self, values, batch_size):
