@@ -16,6 +16,7 @@ import tempfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import mean
 
 import torch
 import trimesh
@@ -28,7 +29,7 @@ from benchmarks.common import (
     machine_line, markdown_table, matmul_rate, measure_alternately, peak_memory, timed,
 )
 from benchmarks.evaluate import evaluate_mesh_plainly
-from benchmarks.quality import train
+from benchmarks.quality import TRAINERS, train
 from benchmarks.shape import conditional_batch, fitted_conditional_model
 from im2mesh import checkpoints, geometry, meshing
 from im2mesh.commands.setup import get_dataset, load_trained_model
@@ -47,6 +48,7 @@ DEMO = ROOT / "configs/demo/synthetic_scene.yaml"
 DTU = ROOT / "configs/multi_view_reconstruction/skull/ours_rgb.yaml"
 SINGLE_VIEW = ROOT / "configs/single_view_reconstruction/multi_view_supervision/ours_combined.yaml"
 ROUND = 32  # iterations, each of another view: seconds of a step are means over them
+PLAIN_ROUND = range(0, ROUND, 8)  # those of the plain twin
 SETTLE = 6 * ROUND  # until the model goes on steadily with these losses
 
 
@@ -91,27 +93,31 @@ def training_step(repeats):
         dataset = get_dataset(dtu, "train")
         batches = [default_collate([dataset[i]]) for i in range(ROUND)]
 
-        def steps(trainer, iterations, count, precision=None):
-            trainer.options = replace(trainer.options, precision=precision)
-            for iteration in itertools.islice(iterations, count):
+        def steps(trainer, iterations):
+            for iteration in iterations:
                 trainer.train_step(batches[iteration % ROUND], iteration)
 
         iterations = itertools.count()
-        steps(trainer, iterations, SETTLE)
+
+        def go_on(count=ROUND, precision=None):
+            trainer.options = replace(trainer.options, precision=precision)
+            steps(trainer, itertools.islice(iterations, count))
+
+        go_on(SETTLE)
         twin = copy.deepcopy(learner)
         twin_optimizer = method.get_optimizer(dtu, twin)
         twin_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
         plain_trainer = plain.PlainTrainer(twin, twin_optimizer, trainer.options)
         rate = matmul_rate()
         slow, fast, reduced = measure_alternately(
-            [(partial(steps, plain_trainer, itertools.count(), 2), 2),
-             (partial(steps, trainer, iterations, ROUND), ROUND),
-             (partial(steps, trainer, iterations, ROUND, torch.bfloat16), ROUND)],
+            [(partial(steps, plain_trainer, PLAIN_ROUND), len(PLAIN_ROUND)),
+             (go_on, ROUND),
+             (partial(go_on, precision=torch.bfloat16), ROUND)],
             repeats,
         )
         rate = (rate + matmul_rate()) / 2
-        own = operations(partial(steps, trainer, iterations, ROUND)) / ROUND
-        whole = operations(partial(steps, plain_trainer, itertools.count(), 2)) / 2
+        own = operations(go_on) / ROUND
+        whole = operations(partial(steps, plain_trainer, PLAIN_ROUND)) / len(PLAIN_ROUND)
         name = f"training step, DTU, {n_steps} steps"
         wanted = 4 if n_steps == 16 else 10
         rows += [(name, slow, fast, wanted, ""), (f"{name}, bfloat16", slow, reduced, wanted, "")]
@@ -168,31 +174,40 @@ def operations(function):
 
 
 def time_to_quality(repeats):
-    """Training time on the demo scene until chamferL1 is 0.012."""
+    """Training time on the demo scene until chamferL1 is 0.012; means over as many seeds."""
     config = scene()
-    seconds, per_step = [], []
     rate = matmul_rate()
-    for trainer_class, n_counted in ((plain.PlainTrainer, 2), (None, ROUND)):
-        with tempfile.TemporaryDirectory() as out_dir:
-            demo = load_config(
-                DEMO,
-                [f"data.path={config['data']['path']}", f"training.out_dir={out_dir}",
-                 "training.validate_every=0", "training.print_every=0"],
-            )
-            run = train(demo, trainer_class, look_every=20, stop_at=0.012)
-            last, spent, distance = run.curve[-1]
-            print(f"chamferL1 {distance:.4f} at iteration {last}", flush=True)
-            seconds.append(spent)
-            dataset = get_dataset(demo, "train")
-            batch = default_collate([dataset[i] for i in range(demo["training"]["batch_size"])])
-            per_step.append(sum(
-                operations(partial(run.trainer.train_step, batch, last + i)) for i in range(n_counted)
-            ) / n_counted)
+    found = []
+    for name in ("plain twin", "im2mesh"):
+        runs = [until_good(config, TRAINERS[name], seed) for seed in range(repeats)]
+        iterations = [run.iteration for run in runs]
+        print(f"{name}: good enough after {iterations} iterations", flush=True)
+        trainer, demo = runs[-1].trainer, runs[-1].config
+        dataset = get_dataset(demo, "train")
+        batch = default_collate([dataset[i] for i in range(demo["training"]["batch_size"])])
+        model = trainer.model
+        model.depth_function = replace(model.depth_function, schedule_milestones=())  # 16 steps for both
+        per_step = operations(
+            lambda: [trainer.train_step(batch, iterations[-1] + i) for i in range(ROUND)]
+        ) / ROUND
+        found.append((mean(run.seconds for run in runs), mean(iterations), per_step))
     rate = (rate + matmul_rate()) / 2
+    (slow, _, whole), (fast, n_steps, own) = found
     return (
-        [("training to chamferL1 0.012, demo scene", *seconds, 5, "one run each")],
-        [("training step, demo scene", *per_step, spent / last, rate)],
+        [("training to chamferL1 0.012, demo scene", slow, fast, 5, f"means of {repeats} seeds")],
+        [("training step, demo scene, 16 steps", whole, own, fast / n_steps, rate)],
     )
+
+
+def until_good(config, trainer_class, seed):
+    """A run on the demo scene that ended when its mesh was good enough."""
+    with tempfile.TemporaryDirectory() as out_dir:
+        demo = load_config(
+            DEMO,
+            [f"data.path={config['data']['path']}", f"training.out_dir={out_dir}",
+             f"training.seed={seed}", "training.validate_every=0", "training.print_every=0"],
+        )
+        return train(demo, trainer_class, look_every=20, stop_at=0.012)
 
 
 def rendering(repeats, size=400, n_steps=1024, n_plain=128):

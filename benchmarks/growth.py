@@ -13,12 +13,12 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-import torch
 
 from benchmarks.common import machine_line, markdown_table, measure, peak_memory
 from benchmarks.shape import (
     conditional_batch, fitted_conditional_model, fitted_model, view_batch,
 )
+from benchmarks.train_step import make_trainer, small_twin
 from im2mesh import geometry
 from im2mesh.config import load_config, method_module
 from im2mesh.dvr.generation import Generator
@@ -37,22 +37,16 @@ HIDDEN = 128
 PLAIN_STEP = 1  # an iteration that does not look anew at the coarse grid
 
 
-def make_trainer(n_rays, n_steps):
-    config, model = fitted_model(HIDDEN, [f"training.n_training_points={n_rays}"])
-    model.depth_function = replace(model.depth_function, init_resolution=n_steps)
-    method = method_module(config)
-    trainer = method.get_trainer(config, model, method.get_optimizer(config, model), "cpu")
-    trainer.bounds.update(model.logit_field())
-    return trainer
-
-
 def training(n_rays=2048, n_steps=64):
     """A step of the DTU configuration: the work and a small one like it."""
-    trainer = make_trainer(n_rays, n_steps)
-    options = replace(trainer.options, n_training_points=trainer.options.patch_size**2)
-    small = Trainer(trainer.model, trainer.optimizer, options)
+    trainer = make_trainer(HIDDEN, n_rays)
+    model = trainer.model
+    model.depth_function = replace(model.depth_function, init_resolution=n_steps)
+    trainer.bounds.update(model.logit_field())
     batch = view_batch()
-    return (Trainer.train_step, trainer, batch, PLAIN_STEP), (small, batch, PLAIN_STEP)
+    return (
+        (Trainer.train_step, trainer, batch, PLAIN_STEP), (small_twin(trainer), batch, PLAIN_STEP)
+    )
 
 
 def objects(n_objects):
