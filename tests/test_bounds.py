@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.shape import fitted_model, view_batch
 from im2mesh import geometry
-from im2mesh.dvr.bounds import OccupancyBounds
+from im2mesh.dvr.bounds import N_CHANGES, OccupancyBounds
 from im2mesh.dvr.raymarch import DepthFunction, march
 from tests.plain import promise
 
@@ -86,20 +86,27 @@ def test_a_kink_stays_within_the_errors(axis, place):
 
 
 def test_a_learning_field_goes_on_changing():
-    """By half as much as it did between the last two looks."""
+    """By as much as it did from look to look, of late."""
     bounds = OccupancyBounds(8)
     points = torch.tensor([[0.1, 0.2, -0.3]])
     found, staleness = [], []
-    for height in (1.0, 1.5, 1.7, 1.7, 0.3, -0.1):
+
+    def look(height):
         bounds.update(lambda points: torch.full_like(points[:, 0], height), learns=True)
         found.append([float(value) for value in bounds.estimate(points)])
         staleness.append(bounds.staleness)
+
+    for height in (1.0, 1.5, 1.7, 1.7, 0.3, -0.1):
+        look(height)
     assert found[0][1] == torch.inf  # how much it changes, nobody knows yet
     for (value, error), expected in zip(
-        found[1:], [(1.5, 0.25), (1.7, 0.1), (1.7, 0), (0.3, 0.7), (-0.1, 0.2)]
+        found[1:], [(1.5, 0.5), (1.7, 0.5), (1.7, 0.5), (0.3, 1.4), (-0.1, 1.4)]
     ):
         assert (value, error) == pytest.approx(expected, abs=1e-6)
     assert staleness == [1, 0, 0, 0, 1, 1]
+    for _ in range(N_CHANGES):
+        look(-0.1)
+    assert found[-2][1] == pytest.approx(0.4) and found[-1][1] == 0  # what is long ago is forgotten
     bounds.update(lambda points: torch.full_like(points[:, 0], 3.0))
     assert bounds.estimate(points)[1] == 0 and bounds.staleness == 0
 
@@ -113,6 +120,12 @@ def test_state_goes_from_run_to_run():
     points = torch.rand(10, 3) - 0.5
     for one, other in zip(first.estimate(points), second.estimate(points)):
         assert torch.equal(one, other)
+    first.update(sphere(0.35), learns=True)
+    second.load_state_dict(first.state_dict())
+    for bounds in (first, second):
+        bounds.update(sphere(0.34), learns=True)
+    assert torch.equal(first.errors, second.errors)
+    assert first.errors.min() > 0.9  # from 0.3 to 0.35 is a change of 1
 
 
 @pytest.mark.parametrize("n_secant_steps", [0, 1, 8])

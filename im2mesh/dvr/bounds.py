@@ -3,9 +3,10 @@
 Between grid points the field is taken to be trilinear. How far it may be off follows from how much
 it bends there: a network of ReLUs is linear piece by piece, and a kink between two grid points is off
 by half of the second differences that it causes at them; where the field is smooth, by an eighth. Of
-a field that learns, half of its change between the last two looks is added, however long they were apart:
-from step to step it moves to and fro more than it moves on. These are estimates, not proofs: what is
-overlooked is a surface that leaves no trace at the grid points around it.
+a field that learns, the largest of its last changes from look to look is added, however long they were
+apart: from step to step it moves to and fro more than it moves on, and a single change may catch it where
+it turns. These are estimates, not proofs: what is overlooked is a surface that leaves no trace at the grid
+points around it.
 """
 
 import torch
@@ -16,7 +17,8 @@ from im2mesh.geometry import CUBE_PADDING
 CHUNK = 2**16  # points per call of the field
 FINE = 64  # resolution where the field stays as it is: worth more points than in training
 BORDER = 1e-5  # of half a side: rays start and end on the grid's outer faces, give or take a rounding
-WANDER = 0.5  # of the last change: a field that learns is up to so far from what the last look showed
+N_CHANGES = 6  # from look to look, by which a field that learns is judged
+STATE = ("values", "errors", "changes", "staleness")
 
 
 class OccupancyBounds:
@@ -33,6 +35,8 @@ class OccupancyBounds:
         The logits at the grid points, once :meth:`update` was called.
     errors : Tensor (resolution,) * 3 or None
         By how much a trilinear value in each cell may be off.
+    changes : Tensor (K, *values.shape) or None
+        Of a field that learns: its last changes from look to look, at most ``N_CHANGES``.
     staleness : float
         Share of the grid points whose side is uncertain only because the field goes on changing.
     """
@@ -40,18 +44,17 @@ class OccupancyBounds:
     def __init__(self, resolution=32):
         self.resolution = resolution
         self.side_length = 1 + CUBE_PADDING
-        self.values = self.errors = None
+        self.values = self.errors = self.changes = None
         self.staleness = 0.0
 
     def state_dict(self):
         """What there is to know, to go on with in a later run."""
-        return {"values": self.values, "errors": self.errors, "staleness": self.staleness}
+        return {name: getattr(self, name) for name in STATE}
 
     def load_state_dict(self, state, device="cpu"):
-        self.values, self.errors = (
-            None if state[name] is None else state[name].to(device) for name in ("values", "errors")
-        )
-        self.staleness = state["staleness"]
+        for name in STATE:
+            value = state.get(name)
+            setattr(self, name, value.to(device) if torch.is_tensor(value) else value)
 
     @torch.no_grad()
     def update(self, field, device="cpu", learns=False):
@@ -73,7 +76,10 @@ class OccupancyBounds:
         if learns and self.values is None:
             errors = torch.full_like(bends, torch.inf)
         elif learns:
-            errors = bends + WANDER * (values - self.values).abs()
+            change = (values - self.values).abs()[None]
+            known = change[:0] if self.changes is None else self.changes
+            self.changes = torch.cat([known, change])[-N_CHANGES:]
+            errors = bends + self.changes.amax(dim=0)
         self.staleness = float(((values.abs() > bends) & ~(values.abs() > errors)).float().mean())
         self.errors = F.max_pool3d(errors[None], kernel_size=2, stride=1)[0]
         self.values = values
