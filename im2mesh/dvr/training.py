@@ -29,7 +29,7 @@ RAY_MEANS = {  # term: what validation calls its mean over rays
 }
 EMPTY = -20.0  # a logit of free space whose loss, exp(-20), no sum of float32 shows
 LOOK_EVERY = (16, 128)  # iterations between two looks at the field as a whole: least and most
-STALE = (0.1, 0.3)
+STALE = (0.1, 0.3)  # staleness of the bounds below which looks get rarer, above which more frequent
 NORMAL_NEIGHBORHOOD = 1e-3  # side of the cube around a point in which its normal shall be steady
 
 
