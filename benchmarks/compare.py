@@ -75,36 +75,37 @@ def trained_model():
 
 def training_step(repeats):
     """DTU configuration on the trained model, 2048 rays: two numbers of steps and both precisions."""
-    config, model = trained_model()
-    state = checkpoints.load(Path(config["training"]["out_dir"], "model.pt"))["optimizer"]
+    config, trained = trained_model()
+    dtu = load_config(
+        DTU,
+        [f"data.path={config['data']['path']}", "data.classes=[scan1]", "data.n_views=0",
+         "data.ignore_image_idx=[]"],
+    )
+    method = method_module(dtu)
+    model = method.get_model(dtu)
+    model.load_state_dict(trained.state_dict())
+    optimizer = method.get_optimizer(dtu, model)
+    state = checkpoints.load(Path(config["training"]["out_dir"], "model.pt"))
+    optimizer.load_state_dict(state["optimizer"])  # moments as in the middle of a run
+    trainer = method.get_trainer(dtu, model, optimizer, CPU)
+    dataset = get_dataset(dtu, "train")
+    batches = [default_collate([dataset[i]]) for i in range(ROUND)]
+
+    def steps(trainer, iterations):
+        for iteration in iterations:
+            trainer.train_step(batches[iteration % ROUND], iteration)
+
+    iterations = itertools.count()
+
+    def go_on(count=ROUND, precision=None):
+        trainer.options = replace(trainer.options, precision=precision)
+        steps(trainer, itertools.islice(iterations, count))
+
+    go_on(SETTLE)
     rows, shares = [], []
     for n_steps in (16, 128):
-        dtu = load_config(
-            DTU,
-            [f"data.path={config['data']['path']}", "data.classes=[scan1]", "data.n_views=0",
-             "data.ignore_image_idx=[]", f"model.depth_function_kwargs.init_resolution={n_steps}"],
-        )
-        method = method_module(dtu)
-        learner = method.get_model(dtu)
-        learner.load_state_dict(model.state_dict())
-        optimizer = method.get_optimizer(dtu, learner)
-        optimizer.load_state_dict(copy.deepcopy(state))  # moments as in the middle of a run
-        trainer = method.get_trainer(dtu, learner, optimizer, CPU)
-        dataset = get_dataset(dtu, "train")
-        batches = [default_collate([dataset[i]]) for i in range(ROUND)]
-
-        def steps(trainer, iterations):
-            for iteration in iterations:
-                trainer.train_step(batches[iteration % ROUND], iteration)
-
-        iterations = itertools.count()
-
-        def go_on(count=ROUND, precision=None):
-            trainer.options = replace(trainer.options, precision=precision)
-            steps(trainer, itertools.islice(iterations, count))
-
-        go_on(SETTLE)
-        twin = copy.deepcopy(learner)
+        model.depth_function = replace(model.depth_function, init_resolution=n_steps)
+        twin = copy.deepcopy(model)
         twin_optimizer = method.get_optimizer(dtu, twin)
         twin_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
         plain_trainer = plain.PlainTrainer(twin, twin_optimizer, trainer.options)

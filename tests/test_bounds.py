@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.shape import fitted_model, view_batch
 from im2mesh import geometry
-from im2mesh.dvr.bounds import N_CHANGES, OccupancyBounds
+from im2mesh.dvr.bounds import MARGINS, NARROWER, OccupancyBounds
 from im2mesh.dvr.raymarch import DepthFunction, march
 from tests.plain import promise
 
@@ -86,29 +86,33 @@ def test_a_kink_stays_within_the_errors(axis, place):
 
 
 def test_a_learning_field_goes_on_changing():
-    """By as much as it did from look to look, of late."""
+    """By a share of what it changed between the last looks; how much, experience tells."""
     bounds = OccupancyBounds(8)
     points = torch.tensor([[0.1, 0.2, -0.3]])
-    found, staleness = [], []
 
-    def look(height):
-        bounds.update(lambda points: torch.full_like(points[:, 0], height), learns=True)
-        found.append([float(value) for value in bounds.estimate(points)])
-        staleness.append(bounds.staleness)
+    def look(height, **options):
+        bounds.update(lambda points: torch.full_like(points[:, 0], height), **options)
+        return [float(value) for value in bounds.estimate(points)]
 
-    for height in (1.0, 1.5, 1.7, 1.7, 0.3, -0.1):
-        look(height)
-    assert found[0][1] == torch.inf  # how much it changes, nobody knows yet
-    for (value, error), expected in zip(
-        found[1:], [(1.5, 0.5), (1.7, 0.5), (1.7, 0.5), (0.3, 1.4), (-0.1, 1.4)]
-    ):
-        assert (value, error) == pytest.approx(expected, abs=1e-6)
-    assert staleness == [1, 0, 0, 0, 1, 1]
-    for _ in range(N_CHANGES):
-        look(-0.1)
-    assert found[-2][1] == pytest.approx(0.4) and found[-1][1] == 0  # what is long ago is forgotten
-    bounds.update(lambda points: torch.full_like(points[:, 0], 3.0))
-    assert bounds.estimate(points)[1] == 0 and bounds.staleness == 0
+    most = MARGINS[1]
+    assert look(1.0, learns=True) == pytest.approx([1.0, torch.inf])  # how much it changes, nobody knows yet
+    for height, misled, change, margin in [
+        (1.5, False, 0.5, most * NARROWER),
+        (1.7, False, 0.5, most * NARROWER**2),
+        (1.7, True, 0.2, most),
+        (0.3, False, 1.4, most * NARROWER),
+        (-0.1, False, 1.4, most * NARROWER**2),
+        (-0.1, False, 0.4, most * NARROWER**3),
+        (-0.1, False, 0.0, most * NARROWER**4),
+    ]:
+        expected = pytest.approx([height, margin * change], abs=1e-6)
+        assert look(height, learns=True, misled=misled) == expected
+        assert bounds.margin == pytest.approx(margin)
+        assert bounds.staleness == (0 < abs(height) <= margin * change)
+    for _ in range(20):
+        look(0.0, learns=True)
+    assert bounds.margin == MARGINS[0]
+    assert look(3.0) == pytest.approx([3.0, 0]) and bounds.staleness == 0
 
 
 def test_state_goes_from_run_to_run():
@@ -124,8 +128,8 @@ def test_state_goes_from_run_to_run():
     second.load_state_dict(first.state_dict())
     for bounds in (first, second):
         bounds.update(sphere(0.34), learns=True)
-    assert torch.equal(first.errors, second.errors)
-    assert first.errors.min() > 0.9  # from 0.3 to 0.35 is a change of 1
+    assert torch.equal(first.errors, second.errors) and first.margin == second.margin
+    assert first.errors.min() > 0.9 * NARROWER**2  # from 0.3 to 0.35 is a change of 1
 
 
 @pytest.mark.parametrize("n_secant_steps", [0, 1, 8])

@@ -480,6 +480,50 @@ def test_looks_at_the_field_get_rarer_while_it_stays_as_it_is(views):
     assert looks == [0, 16, 48, 112, 240, 368]
 
 
+def test_a_field_that_left_its_bounds_is_looked_at_anew(views):
+    """At the next probe, not when the interval is over."""
+    model = make_model()
+    trainer = make_trainer(model, {"freespace": 1.0}, n_training_points=100)  # of rate 0
+    batch = views(0)
+    for iteration in range(50):
+        trainer.train_step(batch, iteration)
+    assert (trainer.looked, trainer.look_every) == (48, 64)
+    margin = trainer.bounds.margin
+    with torch.no_grad():
+        model.decoder.fc_out.bias[0] += 3.0  # the object grows into what was free space
+    for iteration in range(50, 65):
+        trainer.train_step(batch, iteration)
+    assert (trainer.looked, trainer.look_every) == (64, 32)
+    assert trainer.bounds.margin > margin
+
+
+def test_the_bounds_mislead_few_rays_of_a_training(views):
+    """A tenth of a percent or two while the field changes the most."""
+    batches = [views(i, without=("img.depth", "img.visual_hull_depth")) for i in range(5)]
+    n_misled = n_rays = 0
+    for seed in range(3):
+        model = make_model(seed=seed)
+        find_surface = model.find_surface
+
+        def compared(origins, directions, *args, find_surface=find_surface, **kwargs):
+            nonlocal n_misled, n_rays
+            found = find_surface(origins, directions, *args, **kwargs)
+            if args:  # of the step, not of a probe
+                expected = find_surface(origins, directions, n_steps=args[2])
+                n_misled += int((found.hit != expected.hit).sum())
+                n_rays += len(origins)
+            return found
+
+        model.find_surface = compared
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+        trainer = Trainer(model, optimizer, LossOptions(n_training_points=MANY), seed=seed)
+        for iteration in range(150):
+            trainer.train_step(batches[iteration % 5], iteration)
+        assert trainer.bounds.errors.median() < 1  # it does promise something
+    assert n_rays == 3 * 150 * 320
+    assert n_misled < 4e-3 * n_rays
+
+
 def test_no_gradients_in_validation(views):
     model = make_model()
     kept = []

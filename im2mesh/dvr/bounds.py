@@ -3,10 +3,11 @@
 Between grid points the field is taken to be trilinear. How far it may be off follows from how much
 it bends there: a network of ReLUs is linear piece by piece, and a kink between two grid points is off
 by half of the second differences that it causes at them; where the field is smooth, by an eighth. Of
-a field that learns, the largest of its last changes from look to look is added, however long they were
-apart: from step to step it moves to and fro more than it moves on, and a single change may catch it where
-it turns. These are estimates, not proofs: what is overlooked is a surface that leaves no trace at the grid
-points around it.
+a field that learns, a share of the larger of its last two changes from look to look is added, however long
+they were apart: from step to step it moves to and fro more than it moves on, and a single change may catch
+it where it turns. These are estimates, not proofs: what is overlooked is a surface that leaves no trace at
+the grid points around it. Whoever uses the bounds of a field that learns should see now and then whether
+they mislead, and say so (:meth:`OccupancyBounds.update`): the share follows from that.
 """
 
 import torch
@@ -17,8 +18,9 @@ from im2mesh.geometry import CUBE_PADDING
 CHUNK = 2**16  # points per call of the field
 FINE = 64  # resolution where the field stays as it is: worth more points than in training
 BORDER = 1e-5  # of half a side: rays start and end on the grid's outer faces, give or take a rounding
-N_CHANGES = 6  # from look to look, by which a field that learns is judged
-STATE = ("values", "errors", "changes", "staleness")
+MARGINS = (0.25, 1.0)  # of a change that a field that learns may go on with: least and most
+WIDER, NARROWER = 2.0, 0.84  # factors of the margin after a look that misled and after one that did not
+STATE = ("values", "errors", "change", "margin", "staleness")
 
 
 class OccupancyBounds:
@@ -35,8 +37,10 @@ class OccupancyBounds:
         The logits at the grid points, once :meth:`update` was called.
     errors : Tensor (resolution,) * 3 or None
         By how much a trilinear value in each cell may be off.
-    changes : Tensor (K, *values.shape) or None
-        Of a field that learns: its last changes from look to look, at most ``N_CHANGES``.
+    change : Tensor like values, or None
+        Of a field that learns: its sizes since the look before.
+    margin : float
+        The share of such a change that is reckoned with until the next look.
     staleness : float
         Share of the grid points whose side is uncertain only because the field goes on changing.
     """
@@ -44,7 +48,8 @@ class OccupancyBounds:
     def __init__(self, resolution=32):
         self.resolution = resolution
         self.side_length = 1 + CUBE_PADDING
-        self.values = self.errors = self.changes = None
+        self.values = self.errors = self.change = None
+        self.margin = MARGINS[1]
         self.staleness = 0.0
 
     def state_dict(self):
@@ -53,11 +58,11 @@ class OccupancyBounds:
 
     def load_state_dict(self, state, device="cpu"):
         for name in STATE:
-            value = state.get(name)
+            value = state.get(name, getattr(self, name))
             setattr(self, name, value.to(device) if torch.is_tensor(value) else value)
 
     @torch.no_grad()
-    def update(self, field, device="cpu", learns=False):
+    def update(self, field, device="cpu", learns=False, misled=False):
         """Look at the field anew.
 
         Parameters
@@ -65,6 +70,8 @@ class OccupancyBounds:
         field : callable (points (M, 3)) -> logits (M,)
         learns : bool
             The field goes on changing. The first look at it is then worth nothing yet.
+        misled : bool
+            Of a field that learns: it left the bounds of the last look.
         """
         half = self.side_length / 2
         axis = torch.linspace(-half, half, self.resolution + 1, device=device)
@@ -76,10 +83,12 @@ class OccupancyBounds:
         if learns and self.values is None:
             errors = torch.full_like(bends, torch.inf)
         elif learns:
-            change = (values - self.values).abs()[None]
-            known = change[:0] if self.changes is None else self.changes
-            self.changes = torch.cat([known, change])[-N_CHANGES:]
-            errors = bends + self.changes.amax(dim=0)
+            least, most = MARGINS
+            self.margin = min(max(self.margin * (WIDER if misled else NARROWER), least), most)
+            change = (values - self.values).abs()
+            before = change if self.change is None else self.change
+            errors = torch.maximum(change, before).mul_(self.margin).add_(bends)
+            self.change = change
         self.staleness = float(((values.abs() > bends) & ~(values.abs() > errors)).float().mean())
         self.errors = F.max_pool3d(errors[None], kernel_size=2, stride=1)[0]
         self.values = values

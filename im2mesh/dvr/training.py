@@ -30,6 +30,8 @@ RAY_MEANS = {  # term: what validation calls its mean over rays
 EMPTY = -20.0  # a logit of free space whose loss, exp(-20), no sum of float32 shows
 LOOK_EVERY = (16, 128)  # iterations between two looks at the field as a whole: least and most
 STALE = (0.1, 0.3)  # staleness of the bounds below which looks get rarer, above which more frequent
+PROBES = 4  # of the bounds, from one look to the next
+PROBE_RAYS = 256  # of each probe; one that the bounds mislead is enough to look anew
 NORMAL_NEIGHBORHOOD = 1e-3  # side of the cube around a point in which its normal shall be steady
 
 
@@ -155,7 +157,7 @@ class Trainer:
         steps = self.model.depth_function.training_steps(iteration)
         rays = self._sample(batch, self.options.n_training_points, generator)
         wanted = {name for name, weight in self.options.weights.items() if weight != 0}
-        bounds = self._bounds(iteration)
+        bounds = self._bounds(iteration, rays, steps)
         shifts = self.model.encode(batch.get("inputs"), self.options.precision)
         values, hit = self._terms(rays, shifts, wanted, steps, generator, bounds)
         terms = self._reduced(values, len(batch["img"]))
@@ -243,22 +245,38 @@ class Trainer:
             add("mask_iou", iou.sum(), batch_size)
         return {name: sums[name] / counts[name] if counts[name] else np.nan for name in sums}
 
-    def _bounds(self, iteration):
-        """The bounds for an iteration, looked at anew when it is time."""
+    def _bounds(self, iteration, rays, n_steps):
+        """The bounds for an iteration, looked at anew when it is time or when a probe proves them wrong."""
         bounds = self.bounds
-        fresh = bounds is not None and bounds.values is not None and (
-            self.looked <= iteration < self.looked + self.look_every
-        )
-        if bounds is None or fresh:
+        if bounds is None:
+            return None
+        age = iteration - self.looked
+        due = bounds.values is None or not 0 <= age < self.look_every
+        in_use = not due and age > 0 and bounds.change is not None  # one look alone promises nothing
+        probed = in_use and age % (self.look_every // PROBES) == 0
+        misled = probed and self._misled(rays, n_steps, iteration)
+        if not (due or misled):
             return bounds
-        bounds.update(self.model.logit_field(), self.device, learns=True)
+        bounds.update(self.model.logit_field(), self.device, learns=True, misled=misled)
         self.looked = iteration
         rarer, more_frequent = STALE
-        if bounds.staleness < rarer:
-            self.look_every = min(2 * self.look_every, LOOK_EVERY[1])
-        elif bounds.staleness > more_frequent:
+        if misled or bounds.staleness > more_frequent:
             self.look_every = max(self.look_every // 2, LOOK_EVERY[0])
+        elif bounds.staleness < rarer:
+            self.look_every = min(2 * self.look_every, LOOK_EVERY[1])
         return bounds
+
+    def _misled(self, rays, n_steps, iteration):
+        """Whether with the bounds some ray of a few meets a surface and without does not, or the reverse."""
+        few = slice(None, None, math.ceil(len(rays.origins) / PROBE_RAYS))
+        with_bounds, without = (
+            self.model.find_surface(
+                rays.origins[few], rays.directions[few], n_steps=n_steps,
+                generator=self._generator(2, iteration), bounds=bounds,
+            ).hit
+            for bounds in (self.bounds, None)
+        )
+        return bool((with_bounds != without).any())
 
     def _generator(self, *stream):
         state = np.random.SeedSequence([self.seed, *stream]).generate_state(1, np.uint64)
