@@ -37,6 +37,7 @@ from im2mesh.config import load_config, method_module
 from im2mesh.data.fields import read_camera
 from im2mesh.dvr.generation import Generator
 from im2mesh.dvr.rendering import Renderer
+from im2mesh.dvr.training import LOOK_EVERY
 from im2mesh.eval import evaluate_mesh, sample_mesh
 from im2mesh.ext import new_mise
 from im2mesh.synthetic import make_dtu_scene
@@ -47,9 +48,10 @@ TRAINED = ROOT / "benchmarks/trained.yaml"
 DEMO = ROOT / "configs/demo/synthetic_scene.yaml"
 DTU = ROOT / "configs/multi_view_reconstruction/skull/ours_rgb.yaml"
 SINGLE_VIEW = ROOT / "configs/single_view_reconstruction/multi_view_supervision/ours_combined.yaml"
-ROUND = 32  # iterations, each of another view: seconds of a step are means over them
-PLAIN_ROUND = range(0, ROUND, 8)  # those of the plain twin
-SETTLE = 6 * ROUND  # until the model goes on steadily with these losses
+N_VIEWS = 32
+ROUND = LOOK_EVERY[1]  # iterations with as many looks at the coarse grid as any other: a step is their mean
+PLAIN_ROUND = range(0, N_VIEWS, 8)  # those of the plain twin
+SETTLE = 192  # until the model goes on steadily with these losses
 
 
 def scene():
@@ -89,11 +91,11 @@ def training_step(repeats):
     optimizer.load_state_dict(state["optimizer"])  # moments as in the middle of a run
     trainer = method.get_trainer(dtu, model, optimizer, CPU)
     dataset = get_dataset(dtu, "train")
-    batches = [default_collate([dataset[i]]) for i in range(ROUND)]
+    batches = [default_collate([dataset[i]]) for i in range(N_VIEWS)]
 
     def steps(trainer, iterations):
         for iteration in iterations:
-            trainer.train_step(batches[iteration % ROUND], iteration)
+            trainer.train_step(batches[iteration % N_VIEWS], iteration)
 
     iterations = itertools.count()
 

@@ -481,7 +481,7 @@ def test_looks_at_the_field_get_rarer_while_it_stays_as_it_is(views):
 
 
 def test_a_field_that_left_its_bounds_is_looked_at_anew(views):
-    """At the next probe, not when the interval is over."""
+    """When a probe tells, not when the interval is over."""
     model = make_model()
     trainer = make_trainer(model, {"freespace": 1.0}, n_training_points=100)  # of rate 0
     batch = views(0)
@@ -498,7 +498,7 @@ def test_a_field_that_left_its_bounds_is_looked_at_anew(views):
 
 
 def test_the_bounds_mislead_few_rays_of_a_training(views):
-    """A tenth of a percent or two while the field changes the most."""
+    """A fifth of a percent while the field changes the most; without probes, half of one."""
     batches = [views(i, without=("img.depth", "img.visual_hull_depth")) for i in range(5)]
     n_misled = n_rays = 0
     for seed in range(3):
@@ -508,9 +508,10 @@ def test_the_bounds_mislead_few_rays_of_a_training(views):
         def compared(origins, directions, *args, find_surface=find_surface, **kwargs):
             nonlocal n_misled, n_rays
             found = find_surface(origins, directions, *args, **kwargs)
-            if args:  # of the step, not of a probe
+            if "generator" not in kwargs:  # of the step, not of a probe
                 expected = find_surface(origins, directions, n_steps=args[2])
-                n_misled += int((found.hit != expected.hit).sum())
+                apart = (found.points - expected.points).norm(dim=1) > training.SAME_SURFACE
+                n_misled += int(((found.hit != expected.hit) | apart).sum())
                 n_rays += len(origins)
             return found
 
@@ -519,7 +520,7 @@ def test_the_bounds_mislead_few_rays_of_a_training(views):
         trainer = Trainer(model, optimizer, LossOptions(n_training_points=MANY), seed=seed)
         for iteration in range(150):
             trainer.train_step(batches[iteration % 5], iteration)
-        assert trainer.bounds.errors.median() < 1  # it does promise something
+        assert trainer.bounds.staleness < 0.5  # it does promise something
     assert n_rays == 3 * 150 * 320
     assert n_misled < 4e-3 * n_rays
 

@@ -19,7 +19,7 @@ CHUNK = 2**16  # points per call of the field
 FINE = 64  # resolution where the field stays as it is: worth more points than in training
 BORDER = 1e-5  # of half a side: rays start and end on the grid's outer faces, give or take a rounding
 MARGINS = (0.25, 1.0)  # of a change that a field that learns may go on with: least and most
-WIDER, NARROWER = 2.0, 0.84  # factors of the margin after a look that misled and after one that did not
+WIDER, NARROWER = 2.0, 0.84  # after bounds that misled, and others: one in five keeps the margin as it is
 STATE = ("values", "errors", "change", "margin", "staleness")
 
 
@@ -38,7 +38,7 @@ class OccupancyBounds:
     errors : Tensor (resolution,) * 3 or None
         By how much a trilinear value in each cell may be off.
     change : Tensor like values, or None
-        Of a field that learns: its sizes since the look before.
+        Of a field that learns: by how much the logits changed between the last two looks.
     margin : float
         The share of such a change that is reckoned with until the next look.
     staleness : float
@@ -71,7 +71,7 @@ class OccupancyBounds:
         learns : bool
             The field goes on changing. The first look at it is then worth nothing yet.
         misled : bool
-            Of a field that learns: it left the bounds of the last look.
+            Of a field that learns: the bounds so far led a ray past its surface.
         """
         half = self.side_length / 2
         axis = torch.linspace(-half, half, self.resolution + 1, device=device)
@@ -83,11 +83,12 @@ class OccupancyBounds:
         if learns and self.values is None:
             errors = torch.full_like(bends, torch.inf)
         elif learns:
-            least, most = MARGINS
-            self.margin = min(max(self.margin * (WIDER if misled else NARROWER), least), most)
-            change = (values - self.values).abs()
-            before = change if self.change is None else self.change
-            errors = torch.maximum(change, before).mul_(self.margin).add_(bends)
+            change = largest = (values - self.values).abs()
+            if self.change is not None:  # there were bounds to learn from
+                least, most = MARGINS
+                self.margin = min(max(self.margin * (WIDER if misled else NARROWER), least), most)
+                largest = torch.maximum(change, self.change)
+            errors = bends + self.margin * largest
             self.change = change
         self.staleness = float(((values.abs() > bends) & ~(values.abs() > errors)).float().mean())
         self.errors = F.max_pool3d(errors[None], kernel_size=2, stride=1)[0]

@@ -28,10 +28,11 @@ RAY_MEANS = {  # term: what validation calls its mean over rays
     "normal": "normal_loss_eval",
 }
 EMPTY = -20.0  # a logit of free space whose loss, exp(-20), no sum of float32 shows
-LOOK_EVERY = (16, 128)  # iterations between two looks at the field as a whole: least and most
+LOOK_EVERY = (16, 128)  # iterations to the next look at the field as a whole: least and most
 STALE = (0.1, 0.3)  # staleness of the bounds below which looks get rarer, above which more frequent
-PROBES = 4  # of the bounds, from one look to the next
-PROBE_RAYS = 256  # of each probe; one that the bounds mislead is enough to look anew
+PROBES = 4  # of the bounds from a look to the next, the last when that is due
+PROBE_RAYS = 256  # of each probe; one that the bounds mislead is enough to look at once
+SAME_SURFACE = 1e-3  # cube edges
 NORMAL_NEIGHBORHOOD = 1e-3  # side of the cube around a point in which its normal shall be steady
 
 
@@ -252,7 +253,7 @@ class Trainer:
             return None
         age = iteration - self.looked
         due = bounds.values is None or not 0 <= age < self.look_every
-        in_use = not due and age > 0 and bounds.change is not None  # one look alone promises nothing
+        in_use = bounds.change is not None and 0 < age <= self.look_every  # one look promises nothing
         probed = in_use and age % (self.look_every // PROBES) == 0
         misled = probed and self._misled(rays, n_steps, iteration)
         if not (due or misled):
@@ -267,16 +268,18 @@ class Trainer:
         return bounds
 
     def _misled(self, rays, n_steps, iteration):
-        """Whether with the bounds some ray of a few meets a surface and without does not, or the reverse."""
-        few = slice(None, None, math.ceil(len(rays.origins) / PROBE_RAYS))
-        with_bounds, without = (
+        """Whether some ray of a few meets another surface with the bounds than without, or none."""
+        draw = torch.randperm(len(rays.origins), generator=self._generator(2, iteration))
+        few = draw[:PROBE_RAYS].to(self.device)
+        found, expected = (
             self.model.find_surface(
                 rays.origins[few], rays.directions[few], n_steps=n_steps,
-                generator=self._generator(2, iteration), bounds=bounds,
-            ).hit
+                generator=self._generator(3, iteration), bounds=bounds,
+            )
             for bounds in (self.bounds, None)
         )
-        return bool((with_bounds != without).any())
+        apart = (found.points - expected.points).norm(dim=1) > SAME_SURFACE
+        return bool(((found.hit != expected.hit) | apart).any())
 
     def _generator(self, *stream):
         state = np.random.SeedSequence([self.seed, *stream]).generate_state(1, np.uint64)
