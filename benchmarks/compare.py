@@ -49,7 +49,7 @@ DEMO = ROOT / "configs/demo/synthetic_scene.yaml"
 DTU = ROOT / "configs/multi_view_reconstruction/skull/ours_rgb.yaml"
 SINGLE_VIEW = ROOT / "configs/single_view_reconstruction/multi_view_supervision/ours_combined.yaml"
 N_VIEWS = 32
-ROUND = LOOK_EVERY[1]  # iterations with as many looks at the coarse grid as any other: a step is their mean
+ROUND = LOOK_EVERY[1]  # iterations that a step is the mean of: looks at the grid are no farther apart
 PLAIN_ROUND = range(0, N_VIEWS, 8)  # those of the plain twin
 SETTLE = 192  # until the model goes on steadily with these losses
 
