@@ -18,7 +18,7 @@ from benchmarks.common import machine_line, markdown_table, measure, peak_memory
 from benchmarks.shape import (
     conditional_batch, fitted_conditional_model, fitted_model, view_batch,
 )
-from benchmarks.train_step import make_trainer, small_twin
+from benchmarks.train_step import ITERATION, make_trainer, small_twin
 from im2mesh import geometry
 from im2mesh.config import load_config, method_module
 from im2mesh.dvr.generation import Generator
@@ -34,7 +34,6 @@ SINGLE_VIEW = (
     Path(__file__).parents[1] / "configs/single_view_reconstruction/cpu/synthetic_combined.yaml"
 )
 HIDDEN = 128
-PLAIN_STEP = 1  # an iteration that does not look anew at the coarse grid
 
 
 def training(n_rays=2048, n_steps=64):
@@ -44,9 +43,7 @@ def training(n_rays=2048, n_steps=64):
     model.depth_function = replace(model.depth_function, init_resolution=n_steps)
     trainer.bounds.update(model.logit_field())
     batch = view_batch()
-    return (
-        (Trainer.train_step, trainer, batch, PLAIN_STEP), (small_twin(trainer), batch, PLAIN_STEP)
-    )
+    return (Trainer.train_step, trainer, batch, ITERATION), (small_twin(trainer), batch, ITERATION)
 
 
 def objects(n_objects):
@@ -57,7 +54,7 @@ def objects(n_objects):
     method = method_module(config)
     trainer = method.get_trainer(config, model, method.get_optimizer(config, model), "cpu")
     one = {name: value[:2] for name, value in batch.items()}
-    return (Trainer.train_step, trainer, batch, PLAIN_STEP), (trainer, one, PLAIN_STEP)
+    return (Trainer.train_step, trainer, batch, ITERATION), (trainer, one, ITERATION)
 
 
 def mesh(resolution):

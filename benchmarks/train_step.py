@@ -12,7 +12,7 @@ from benchmarks.shape import fitted_model, view_batch
 from im2mesh.config import method_module
 from im2mesh.dvr.training import LOOK_EVERY, Trainer
 
-ITERATION = 1  # always the same pixels
+ITERATION = 1  # always the same pixels; neither a look at the coarse grid nor a probe of it
 
 
 def make_trainer(hidden_size, n_rays):
