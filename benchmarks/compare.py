@@ -37,7 +37,7 @@ from im2mesh.config import load_config, method_module
 from im2mesh.data.fields import read_camera
 from im2mesh.dvr.generation import Generator
 from im2mesh.dvr.rendering import Renderer
-from im2mesh.dvr.training import LOOK_EVERY
+from im2mesh.dvr.training import LOOK_EVERY, Trainer
 from im2mesh.eval import evaluate_mesh, sample_mesh
 from im2mesh.ext import new_mise
 from im2mesh.synthetic import make_dtu_scene
@@ -52,6 +52,8 @@ N_VIEWS = 32
 ROUND = LOOK_EVERY[1]  # iterations that a step is the mean of: looks at the grid are no farther apart
 PLAIN_ROUND = range(0, N_VIEWS, 8)  # those of the plain twin
 SETTLE = 192  # until the model goes on steadily with these losses
+SINGLE_VIEW_SETTLE = 40
+SINGLE_VIEW_ROUND = range(40, 44)  # iterations
 
 
 def scene():
@@ -107,10 +109,7 @@ def training_step(repeats):
     rows, shares = [], []
     for n_steps in (16, 128):
         model.depth_function = replace(model.depth_function, init_resolution=n_steps)
-        twin = copy.deepcopy(model)
-        twin_optimizer = method.get_optimizer(dtu, twin)
-        twin_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-        plain_trainer = plain.PlainTrainer(twin, twin_optimizer, trainer.options)
+        plain_trainer = taking_over(plain.PlainTrainer, trainer, dtu)
         rate = matmul_rate()
         slow, fast, reduced = measure_alternately(
             [(partial(steps, plain_trainer, PLAIN_ROUND), len(PLAIN_ROUND)),
@@ -132,23 +131,36 @@ def single_view_step(repeats):
     """8 objects x 1024 rays, resnet18, hidden 512: in full and in reduced precision."""
     config, model, batch = fitted_single_view(512, n_objects=8)
     method = method_module(config)
-    twin = copy.deepcopy(model)
-    trainers = []
-    for learner, precision in ((model, None), (copy.deepcopy(model), torch.bfloat16)):
-        trainer = method.get_trainer(config, learner, method.get_optimizer(config, learner), CPU)
-        trainer.options = replace(trainer.options, precision=precision)
-        trainers.append(trainer)
-    options = trainers[0].options
-    plain_trainer = plain.PlainTrainer(twin, method.get_optimizer(config, twin), options)
-    own, whole = (operations(partial(t.train_step, batch, 0)) for t in (trainers[0], plain_trainer))
+    trainer = method.get_trainer(config, model, method.get_optimizer(config, model), CPU)
+
+    def steps(trainer, iterations):
+        for iteration in iterations:
+            trainer.train_step(batch, iteration)
+
+    steps(trainer, range(SINGLE_VIEW_SETTLE))
+    trainers = [
+        taking_over(plain.PlainTrainer, trainer, config),
+        taking_over(Trainer, trainer, config),
+        taking_over(Trainer, trainer, config, precision=torch.bfloat16),
+    ]
+    n_steps = len(SINGLE_VIEW_ROUND)
+    whole, own = (operations(partial(steps, t, SINGLE_VIEW_ROUND)) / n_steps for t in trainers[:2])
     rate = matmul_rate()
     slow, fast, reduced = measure_alternately(
-        [(partial(t.train_step, batch, 0), 1) for t in (plain_trainer, *trainers)], repeats
+        [(partial(steps, t, SINGLE_VIEW_ROUND), n_steps) for t in trainers], repeats
     )
     rate = (rate + matmul_rate()) / 2
     name = "training step, single view, 8 x 1024 rays, 16 steps"
     rows = [(name, slow, fast, 3, ""), (f"{name}, bfloat16", slow, reduced, 3, "")]
     return rows, [(name, whole, own, fast, rate)]
+
+
+def taking_over(trainer_class, trainer, config, **options):
+    """A trainer that goes on where another is, with a model and an optimizer of its own."""
+    model = copy.deepcopy(trainer.model)
+    optimizer = method_module(config).get_optimizer(config, model)
+    optimizer.load_state_dict(copy.deepcopy(trainer.optimizer.state_dict()))
+    return trainer_class(model, optimizer, replace(trainer.options, **options))
 
 
 class Operations(TorchDispatchMode):

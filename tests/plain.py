@@ -39,7 +39,7 @@ def octahedron_decoder(c_dim=0, seed=0, noise=0.04, radius=0.5, center=(0.1, 0.0
 def promise(side):
     """An estimate from a function of points that says -1, 1, or 0 where it does not know."""
 
-    def estimate(points):
+    def estimate(points, rays):
         sides = side(points)
         return sides.to(points.dtype), torch.where(sides == 0, torch.inf, 0.0)
 

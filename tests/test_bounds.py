@@ -50,13 +50,32 @@ def test_values_between_grid_points():
     """Exact where the field is linear; nothing is promised beyond the grid."""
     bounds = OccupancyBounds(5)
     slope = torch.tensor([3.0, -2.0, 0.5])
-    bounds.update(lambda points: points @ slope + 0.25)
+    bounds.update(lambda points, objects: points @ slope + 0.25)
     points = 1.2 * torch.rand(500, 3, generator=torch.Generator().manual_seed(0)) - 0.6
     values, errors = bounds.estimate(points)
     within = (points.abs() <= 0.55).all(dim=1)
     assert within.any() and not within.all()
     torch.testing.assert_close(values[within], points[within] @ slope + 0.25, rtol=0, atol=1e-5)
     assert errors[within].max() < 1e-5 and errors[~within].isinf().all()
+
+
+def test_each_object_has_a_grid_of_its_own():
+    """As if each had been looked at alone; on the outer faces and edges, too, where two grids touch."""
+    radii = torch.tensor([0.1, 0.3, 0.5])
+    together = OccupancyBounds(6, n_objects=3)
+    together.update(lambda points, objects: sphere(radii[objects])(points))
+    generator = torch.Generator().manual_seed(0)
+    points = 1.2 * torch.rand(900, 3, generator=generator) - 0.6
+    points[:300] = points[:300].sign() * 0.55  # corners
+    points[300:600, 0] = points[300:600, 0].sign() * 0.55
+    objects = torch.arange(900) % 3
+    values, errors = together.estimate(points, objects)
+    for i, radius in enumerate(radii):
+        alone = OccupancyBounds(6)
+        alone.update(sphere(radius))
+        expected_values, expected_errors = alone.estimate(points[objects == i])
+        torch.testing.assert_close(values[objects == i], expected_values, rtol=0, atol=1e-4)
+        assert torch.equal(errors[objects == i], expected_errors)
 
 
 def test_what_rays_meet_at_the_outer_faces_is_known():
@@ -75,7 +94,7 @@ def test_what_rays_meet_at_the_outer_faces_is_known():
 @pytest.mark.parametrize("place", [-0.549, -0.52, 0.0, 0.003, 0.02, 0.548])
 def test_a_kink_stays_within_the_errors(axis, place):
     """Wherever the field bends between two grid points, it is off by no more than is said."""
-    field = lambda points: 7 * (points[:, axis] - place).relu() - 2  # noqa: E731
+    field = lambda points, objects=None: 7 * (points[:, axis] - place).relu() - 2  # noqa: E731
     bounds = OccupancyBounds(20)
     bounds.update(field)
     points = 1.1 * torch.rand(2000, 3, generator=torch.Generator().manual_seed(1)) - 0.55
@@ -91,7 +110,7 @@ def test_a_learning_field_goes_on_changing():
     points = torch.tensor([[0.1, 0.2, -0.3]])
 
     def look(height, **options):
-        bounds.update(lambda points: torch.full_like(points[:, 0], height), **options)
+        bounds.update(lambda points, objects: torch.full_like(points[:, 0], height), **options)
         return [float(value) for value in bounds.estimate(points)]
 
     most = MARGINS[1]
@@ -219,9 +238,9 @@ def test_a_plate_between_grid_points_is_not_lost(resolution, thickness):
 def test_ball_around_the_object():
     bounds = OccupancyBounds(50)
     middle = torch.tensor([0.1, -0.15, 0.2])
-    bounds.update(lambda points: 20 * (0.2 - (points - middle).norm(dim=-1)))
+    bounds.update(lambda points, objects: 20 * (0.2 - (points - middle).norm(dim=-1)))
     center, radius = bounds.ball(0.0)
     assert (center - middle).norm() < 0.022 and 0.2 < radius < 0.25
-    bounds.update(lambda points: torch.full_like(points[:, 0], -3.0))
+    bounds.update(lambda points, objects: torch.full_like(points[:, 0], -3.0))
     center, radius = bounds.ball(0.0)  # nothing there: look at all of the grid
     assert center.abs().max() < 1e-6 and radius == pytest.approx(0.55 * 3**0.5 + 0.022)

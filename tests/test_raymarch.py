@@ -773,10 +773,10 @@ def test_a_grid_of_the_field_knows_where_the_surface_is_not():
         origins, directions = from_a_point(n_rays=1000, seed=seed)
         full, part = (Recorder(lambda p: bumps(seed)(p, None)) for _ in range(2))
         bounds = OccupancyBounds()
-        bounds.update(lambda p: bumps(seed)(p.double(), None))
+        bounds.update(lambda p, _: bumps(seed)(p.double(), None))
         function = DepthFunction(n_steps=(64, 65))
         expected = function.find_surface(full, origins, directions)
-        hits = function.find_surface(part, origins, directions, bounds=bounds)
+        hits = function.find_surface(part, origins, directions, estimate=bounds.estimate)
         assert torch.equal(hits.depth, expected.depth) and torch.equal(hits.hit, expected.hit)
         assert sum(part.sizes) < 0.8 * sum(full.sizes)
 

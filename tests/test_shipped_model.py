@@ -14,6 +14,7 @@ from im2mesh.commands.setup import get_dataset, load_trained_model
 from im2mesh.config import load_config, method_module
 from im2mesh.dvr.bounds import OccupancyBounds
 from im2mesh.dvr.raymarch import DepthFunction
+from im2mesh.dvr.training import LEAST_CELLS
 from im2mesh.eval import sample_mesh
 from im2mesh.synthetic.shapenet import SPLITS, make_scene
 from im2mesh.synthetic.writers import surface_arrays
@@ -87,20 +88,21 @@ def test_at_most_one_ray_in_a_thousand_changes_by_what_it_leaves_out(n_steps):
     ])
     pixels = geometry.pixel_centers(32, 32).expand(len(cameras), -1, -1)
     origins, directions = (t.flatten(0, 1) for t in geometry.camera_rays(pixels, cameras))
-    differing, hit, asked = {"first look": 0, "bounds": 0, "bfloat16": 0}, 0, 0
+    differing, hit, asked = {"first look": 0, "bounds": 0, "coarsest": 0, "bfloat16": 0}, 0, 0
     for item in (dataset[i] for i in range(0, 12, 2)):
         with torch.no_grad():
             shifts = model.encode(item["inputs"][None])
         model.depth_function = DepthFunction(n_steps=(n_steps, n_steps + 1), adaptive=False)
         everything = model.find_surface(origins, directions, shifts)
         hit, asked = hit + int(everything.hit.sum()), asked + len(origins)
-        bounds = OccupancyBounds()
-        bounds.update(model.logit_field(shifts))
+        bounds = {"bounds": OccupancyBounds(), "coarsest": OccupancyBounds(LEAST_CELLS)}
+        for grid in bounds.values():
+            grid.update(model.logit_field(shifts))
         for name in differing:
             model.depth_function = DepthFunction(n_steps=(n_steps, n_steps + 1))
             found = model.find_surface(
                 origins, directions, shifts,
-                bounds=bounds if name == "bounds" else None,
+                bounds=bounds.get(name),
                 dtype=torch.bfloat16 if name == "bfloat16" else None,
             )
             differs = found.hit != everything.hit

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -403,11 +404,14 @@ def test_memory_of_the_graph_does_not_grow_with_the_steps(views, monkeypatch):
     assert kept[128] == pytest.approx(kept[16], rel=0.02)
 
 
-def test_free_space_is_skipped_without_a_trace(views, monkeypatch):
+@pytest.mark.parametrize("conditional", [False, True])
+def test_free_space_is_skipped_without_a_trace(views, monkeypatch, conditional):
     """The march asks less of the network, the loss where it has no gradient; the step is the same."""
+    chosen = (0, 2) if conditional else (0,)
+    monkeypatch.setattr(training, "LEAST_CELLS", 6)  # 320 rays per view are few
     results = []
     for coarse_bounds in (False, True):
-        model = make_model()
+        model = make_model(conditional)
         with torch.no_grad():
             for parameter in model.decoder.fc_out.parameters():
                 parameter[0] *= 200
@@ -415,9 +419,8 @@ def test_free_space_is_skipped_without_a_trace(views, monkeypatch):
         learned_from, trace = [], model.decoder.trace
 
         def counted(*args, field=field, evaluated=evaluated):
-            def count(points, rays=None):
-                if rays is not None:
-                    evaluated.append(len(points))
+            def count(points, rays):
+                evaluated.append(len(points))
                 return field(*args)(points, rays)
 
             return count
@@ -430,15 +433,30 @@ def test_free_space_is_skipped_without_a_trace(views, monkeypatch):
         monkeypatch.setattr(model, "logit_field", counted)
         monkeypatch.setattr(model.decoder, "trace", traced)
         trainer = make_trainer(model, ALL, patch_size=2, coarse_bounds=coarse_bounds)
-        if coarse_bounds:
+        if trainer.bounds is not None:
             trainer.bounds.update(field())
-        report = trainer.train_step(views(0), 1)
+        report = trainer.train_step(views(*chosen), 1)
         results.append((report, gradients(model), sum(evaluated), sum(learned_from)))
     (report, found, *n_points), (report_skipping, found_skipping, *n_points_skipping) = results
-    assert n_points_skipping[0] < 0.7 * n_points[0] and n_points_skipping[1] < 0.8 * n_points[1]
+    assert n_points_skipping[0] < 0.8 * n_points[0] and n_points_skipping[1] < 0.8 * n_points[1]
     assert report_skipping == pytest.approx(report, rel=1e-5)
     for name, gradient in found.items():
         torch.testing.assert_close(found_skipping[name], gradient, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "n_rays, n_cells", [(200, None), (256, 8), (512, 8), (1024, 10), (2048, 12), (4000, 16)]
+)
+def test_the_grid_of_an_object_fits_its_rays(n_rays, n_cells):
+    """One point for a ray, about; with so few rays that a grid would cost more than it saves, none."""
+    model = make_model(conditional=True)
+    trainer = make_trainer(model, ALL)
+    rays = SimpleNamespace(origins=torch.zeros(2 * n_rays, 3))
+    bounds = trainer._object_bounds(rays, model.encode(torch.tensor([1, 3])))
+    assert (bounds and bounds.resolution) == n_cells
+    if n_cells is not None:
+        assert len(bounds.errors) == 2 * n_cells
+        assert (n_cells + 1) ** 3 <= 3 * n_rays
 
 
 def test_normals_are_compared_only_where_they_can_differ(views, monkeypatch):

@@ -1,4 +1,4 @@
-"""A coarse grid that knows one object's field well enough to skip most of its evaluations.
+"""A coarse grid that knows an object's field well enough to skip most of its evaluations.
 
 Between grid points the field is taken to be trilinear. How far it may be off follows from how much
 it bends there: a network of ReLUs is linear piece by piece, and a kink between two grid points is off
@@ -29,13 +29,15 @@ class OccupancyBounds:
     Parameters
     ----------
     resolution : int
-        Cells per axis.
+        Cells per axis, N below.
+    n_objects : int
+        B objects, each with a grid of its own; they lie one behind the other along the first axis.
 
     Attributes
     ----------
-    values : Tensor (resolution + 1,) * 3 or None
+    values : Tensor (B * (N + 1), N + 1, N + 1) or None
         The logits at the grid points, once :meth:`update` was called.
-    errors : Tensor (resolution,) * 3 or None
+    errors : Tensor (B * N, N, N) or None
         By how much a trilinear value in each cell may be off.
     change : Tensor like values, or None
         Of a field that learns: by how much the logits changed between the last two looks.
@@ -45,8 +47,9 @@ class OccupancyBounds:
         Share of the grid points whose side is uncertain only because the field goes on changing.
     """
 
-    def __init__(self, resolution=32):
+    def __init__(self, resolution=32, n_objects=1):
         self.resolution = resolution
+        self.n_objects = n_objects
         self.side_length = 1 + CUBE_PADDING
         self.values = self.errors = self.change = None
         self.margin = MARGINS[1]
@@ -67,7 +70,7 @@ class OccupancyBounds:
 
         Parameters
         ----------
-        field : callable (points (M, 3)) -> logits (M,)
+        field : callable (points (M, 3), objects (M,) int64) -> logits (M,)
         learns : bool
             The field goes on changing. The first look at it is then worth nothing yet.
         misled : bool
@@ -76,9 +79,12 @@ class OccupancyBounds:
         half = self.side_length / 2
         axis = torch.linspace(-half, half, self.resolution + 1, device=device)
         points = torch.cartesian_prod(axis, axis, axis)
-        values = torch.cat([field(chunk) for chunk in points.split(CHUNK)])
-        values = values.view([self.resolution + 1] * 3)
-        bends = sum(_bend(values, axis) for axis in range(3)) / 2
+        objects = torch.arange(self.n_objects, device=device).repeat_interleave(len(points))
+        chunks = zip(points.repeat(self.n_objects, 1).split(CHUNK), objects.split(CHUNK))
+        values = torch.cat([field(*chunk) for chunk in chunks])
+        values = values.view(self.n_objects, *[self.resolution + 1] * 3)
+        bends = sum(_bend(values, axis) for axis in (1, 2, 3)) / 2
+        values, bends = values.flatten(0, 1), bends.flatten(0, 1)
         errors = bends
         if learns and self.values is None:
             errors = torch.full_like(bends, torch.inf)
@@ -90,12 +96,22 @@ class OccupancyBounds:
                 largest = torch.maximum(change, self.change)
             errors = bends + self.margin * largest
             self.change = change
-        self.staleness = float(((values.abs() > bends) & ~(values.abs() > errors)).float().mean())
-        self.errors = F.max_pool3d(errors[None], kernel_size=2, stride=1)[0]
+        self.staleness = 0.0
+        if learns:  # a GPU would be waited for
+            only_stale = (values.abs() > bends) & ~(values.abs() > errors)
+            self.staleness = float(only_stale.float().mean())
+        errors = errors.unflatten(0, (self.n_objects, -1))
+        self.errors = F.max_pool3d(errors, kernel_size=2, stride=1).flatten(0, 1)
         self.values = values
 
-    def estimate(self, points):
+    def estimate(self, points, objects=None):
         """What the field is at points (M, 3), as far as the grid tells.
+
+        Parameters
+        ----------
+        points : Tensor (M, 3)
+        objects : Tensor (M,), int64, or None
+            To which object each belongs; not looked at where there is one.
 
         Returns
         -------
@@ -104,11 +120,17 @@ class OccupancyBounds:
             error is infinite.
         """
         place = points.flip(-1) / (self.side_length / 2)  # grid_sample: the last axis first
-        values, errors = (
-            F.grid_sample(grid[None, None], place[None, None, None], mode, "border", align)[0, 0, 0, 0]
-            for grid, mode, align in ((self.values, "bilinear", True), (self.errors, "nearest", False))
-        )
-        return values, errors.masked_fill(place.abs().amax(dim=-1) > 1 + BORDER, torch.inf)
+        beyond = place.abs().amax(dim=-1) > 1 + BORDER
+        at_values = at_errors = place
+        if self.n_objects > 1:
+            depth = self.resolution * (place[:, 2].clamp(-1, 1) + 1) / 2  # in cells of its own grid
+            layer = objects * (self.resolution + 1) + depth
+            at_values = _with_last(place, 2 * layer / (len(self.values) - 1) - 1)
+            layer = objects * self.resolution + depth.floor().clamp_max(self.resolution - 1)
+            at_errors = _with_last(place, (2 * layer + 1) / len(self.errors) - 1)
+        values = _sample(self.values, at_values, "bilinear", align_corners=True)
+        errors = _sample(self.errors, at_errors, "nearest", align_corners=False)
+        return values, errors.masked_fill(beyond, torch.inf)
 
     def ball(self, threshold_logit):
         """A ball that holds the object, as far as the grid points tell.
@@ -125,6 +147,17 @@ class OccupancyBounds:
         center = (points.amin(0) + points.amax(0)) / 2
         cell = self.side_length / self.resolution
         return center, float((points - center).norm(dim=1).max()) + cell
+
+
+def _with_last(place, last):
+    return torch.cat([place[:, :2], last[:, None]], dim=1)
+
+
+def _sample(grid, place, mode, align_corners):
+    """Values (M,) of a grid (D, H, W) at places (M, 3) from -1 to 1, the last axis first."""
+    return F.grid_sample(
+        grid[None, None], place[None, None, None], mode, "border", align_corners
+    )[0, 0, 0, 0]
 
 
 def _bend(values, axis):

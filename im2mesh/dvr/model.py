@@ -103,11 +103,17 @@ class DVR(nn.Module):
                      generator=None, bounds=None, dtype=None):
         """March rays (R, 3) of one or more objects; see :meth:`DepthFunction.find_surface`.
 
-        With a reduced precision ``dtype`` the surface is looked for in it; where it was found, it
-        is made sure of and refined in full precision.
+        ``bounds`` (:class:`im2mesh.dvr.bounds.OccupancyBounds` or None) tell where not to look. With a
+        reduced precision ``dtype`` the surface is looked for in it; where it was found, it is made sure
+        of and refined in full precision.
         """
+
+        def estimate(points, rays):
+            return bounds.estimate(points, None if objects is None else objects[rays])
+
         return self.depth_function.find_surface(
-            self.logit_field(shifts, objects), origins, directions, n_steps, generator, bounds,
+            self.logit_field(shifts, objects), origins, directions, n_steps, generator,
+            estimate=bounds and estimate,
             scout=None if dtype is None else self.logit_field(shifts, objects, dtype),
         )
 

@@ -78,7 +78,7 @@ def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8,
         Upper bound on the points of one call of ``field``.
     n_coarse : int or Tensor (R,), int64, or None
         Samples per ray of a first look, from 4 on; None evaluates all that lie before the surface.
-    estimate : callable (points (M, 3)) -> values (M,), errors (M,), or None
+    estimate : callable (points (M, 3), rays (M,)) -> values (M,), errors (M,), or None
         What is known of the field: a sample is evaluated only where its sign is not certain, that
         is, unless its value is farther from zero than its error. The two samples around a surface
         are evaluated all the same, and a ray that this proves wrong is searched anew without help.
@@ -190,7 +190,7 @@ class _Samples:
 
     def estimated(self, rays, depths):
         """Values, and whether their signs are certain."""
-        values, errors = self.estimate(self.points(rays, depths))
+        values, errors = self.estimate(self.points(rays, depths), rays)
         return values.to(depths.dtype), values.abs() > errors
 
     def search_values(self, rays, depths):
@@ -431,7 +431,7 @@ class DepthFunction:
         return tuple(torch.full_like(origins[:, 0], depth) for depth in self.depth_range)
 
     def find_surface(self, logit_field, origins, directions, n_steps=None, generator=None,
-                     bounds=None, scout=None):
+                     estimate=None, scout=None):
         """March rays (R, 3) through a field of occupancy logits.
 
         Parameters
@@ -441,8 +441,8 @@ class DepthFunction:
             Overrides ``self.n_steps``.
         generator : torch.Generator or None
             CPU generator for the number of samples of each ray, where it is not fixed.
-        bounds : im2mesh.dvr.bounds.OccupancyBounds or None
-            Knows where the field need not be evaluated.
+        estimate : callable (points (M, 3), rays (M,)) -> logits (M,), errors (M,), or None
+            Knows where the field need not be evaluated, see :func:`march`.
         scout : callable or None
             A cheaper ``logit_field`` to search with, see :func:`march`.
 
@@ -463,8 +463,8 @@ class DepthFunction:
         def shifted(field):
             return field and (lambda points, rays: field(points, rays) - self.logit_threshold)
 
-        def estimate(points):
-            values, errors = bounds.estimate(points)
+        def shifted_estimate(points, rays):
+            values, errors = estimate(points, rays)
             return values - self.logit_threshold, errors
 
         return march(
@@ -477,7 +477,7 @@ class DepthFunction:
             method=self.method,
             max_points=self.max_points,
             n_coarse=n_coarse,
-            estimate=bounds and estimate,
+            estimate=estimate and shifted_estimate,
             scout=shifted(scout),
         )
 

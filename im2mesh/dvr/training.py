@@ -33,6 +33,9 @@ STALE = (0.1, 0.3)  # staleness of the bounds below which looks get rarer, above
 PROBES = 4  # of the bounds from a look to the next, the last when that is due
 PROBE_RAYS = 256  # of each probe; one that the bounds mislead is enough to look at once
 SAME_SURFACE = 1e-3  # cube edges
+OBJECT_GRID = 1.3  # points that the grid of an object gets for each of its rays, where fields are many
+LEAST_CELLS = 8  # of such a grid, per axis: coarser ones lose thin parts
+MOST_POINTS = 3  # of such a grid, for each ray: more cost as much as they save
 NORMAL_NEIGHBORHOOD = 1e-3  # side of the cube around a point in which its normal shall be steady
 
 
@@ -112,9 +115,9 @@ class Trainer:
         self.options = options
         self.device = torch.device(device)
         self.seed = seed
-        # Latent codes change the field from object to object: no grid for those.
-        skips = options.coarse_bounds and model.encoder is None
-        self.bounds = OccupancyBounds() if skips else None
+        # One object's field is followed from step to step; latent codes bring new ones each time.
+        follows = options.coarse_bounds and model.encoder is None
+        self.bounds = OccupancyBounds() if follows else None
         self.looked, self.look_every = -1, LOOK_EVERY[0]  # iteration of the last look; until the next
 
     def state_dict(self):
@@ -158,8 +161,8 @@ class Trainer:
         steps = self.model.depth_function.training_steps(iteration)
         rays = self._sample(batch, self.options.n_training_points, generator)
         wanted = {name for name, weight in self.options.weights.items() if weight != 0}
-        bounds = self._bounds(iteration, rays, steps)
         shifts = self.model.encode(batch.get("inputs"), self.options.precision)
+        bounds = self._bounds(iteration, rays, steps) or self._object_bounds(rays, shifts)
         values, hit = self._terms(rays, shifts, wanted, steps, generator, bounds)
         terms = self._reduced(values, len(batch["img"]))
         loss = self._weighted(terms)
@@ -222,15 +225,16 @@ class Trainer:
             sums[name] += float(total)
             counts[name] += count
 
-        bounds = None
+        fine = None
         if self.bounds is not None:  # a grid of its own: validation leaves no trace
-            bounds = OccupancyBounds(FINE)
-            bounds.update(self.model.logit_field(), self.device)
+            fine = OccupancyBounds(FINE)
+            fine.update(self.model.logit_field(), self.device)
         for i, batch in enumerate(batches):
             generator = self._generator(1, i)
             rays = self._sample(batch, self.options.n_eval_points, generator)
             wanted = set(self.options.weights)
             shifts = self.model.encode(batch.get("inputs"))
+            bounds = fine or self._object_bounds(rays, shifts)
             values, hit = self._terms(rays, shifts, wanted, None, generator, bounds)
             batch_size = len(batch["img"])
             terms = self._reduced(values, batch_size)
@@ -265,6 +269,21 @@ class Trainer:
             self.look_every = max(self.look_every // 2, LOOK_EVERY[0])
         elif bounds.staleness < rarer:
             self.look_every = min(2 * self.look_every, LOOK_EVERY[1])
+        return bounds
+
+    def _object_bounds(self, rays, shifts):
+        """Bounds of the fields of a batch's objects as they are now, or None where they are of no use."""
+        if not self.options.coarse_bounds or shifts is None:
+            return None
+        n_objects = len(shifts[0])
+        n_rays = len(rays.origins) / n_objects
+        n_cells = int((OBJECT_GRID * n_rays) ** (1 / 3)) - 1
+        n_cells = max(n_cells // 2 * 2, LEAST_CELLS)  # even: what is thin lies in the middle, if anywhere
+        if (n_cells + 1) ** 3 > MOST_POINTS * n_rays:
+            return None
+        bounds = OccupancyBounds(n_cells, n_objects)
+        field = self.model.logit_field(shifts, torch.arange(n_objects, device=self.device))
+        bounds.update(field, self.device)
         return bounds
 
     def _misled(self, rays, n_steps, iteration):
@@ -435,7 +454,8 @@ class Trainer:
         free_points = rays.origins[free] + depth[free, None] * rays.directions[free]
         empty = depth[:0]
         if bounds is not None:
-            logits, errors = bounds.estimate(free_points)
+            objects = None if rays.objects is None else rays.objects[free]
+            logits, errors = bounds.estimate(free_points, objects)
             certain = logits + errors < EMPTY
             empty, free, free_points = logits[certain], free[~certain], free_points[~certain]
 
