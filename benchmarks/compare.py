@@ -53,7 +53,7 @@ ROUND = LOOK_EVERY[1]  # iterations that a step is the mean of: looks at the gri
 PLAIN_ROUND = range(0, N_VIEWS, 8)  # those of the plain twin
 SETTLE = 192  # until the model goes on steadily with these losses
 SINGLE_VIEW_SETTLE = 40
-SINGLE_VIEW_ROUND = range(40, 44)  # iterations
+SINGLE_VIEW_ROUND = range(SINGLE_VIEW_SETTLE, SINGLE_VIEW_SETTLE + 4)
 
 
 def scene():
@@ -94,11 +94,7 @@ def training_step(repeats):
     trainer = method.get_trainer(dtu, model, optimizer, CPU)
     dataset = get_dataset(dtu, "train")
     batches = [default_collate([dataset[i]]) for i in range(N_VIEWS)]
-
-    def steps(trainer, iterations):
-        for iteration in iterations:
-            trainer.train_step(batches[iteration % N_VIEWS], iteration)
-
+    steps = partial(train_steps, batches)
     iterations = itertools.count()
 
     def go_on(count=ROUND, precision=None):
@@ -132,11 +128,7 @@ def single_view_step(repeats):
     config, model, batch = fitted_single_view(512, n_objects=8)
     method = method_module(config)
     trainer = method.get_trainer(config, model, method.get_optimizer(config, model), CPU)
-
-    def steps(trainer, iterations):
-        for iteration in iterations:
-            trainer.train_step(batch, iteration)
-
+    steps = partial(train_steps, [batch])
     steps(trainer, range(SINGLE_VIEW_SETTLE))
     trainers = [
         taking_over(plain.PlainTrainer, trainer, config),
@@ -153,6 +145,12 @@ def single_view_step(repeats):
     name = "training step, single view, 8 x 1024 rays, 16 steps"
     rows = [(name, slow, fast, 3, ""), (f"{name}, bfloat16", slow, reduced, 3, "")]
     return rows, [(name, whole, own, fast, rate)]
+
+
+def train_steps(batches, trainer, iterations):
+    """Some iterations, each on the next of the batches."""
+    for iteration in iterations:
+        trainer.train_step(batches[iteration % len(batches)], iteration)
 
 
 def taking_over(trainer_class, trainer, config, **options):

@@ -408,7 +408,6 @@ def test_memory_of_the_graph_does_not_grow_with_the_steps(views, monkeypatch):
 def test_free_space_is_skipped_without_a_trace(views, monkeypatch, conditional):
     """The march asks less of the network, the loss where it has no gradient; the step is the same."""
     chosen = (0, 2) if conditional else (0,)
-    monkeypatch.setattr(training, "LEAST_CELLS", 6)  # 320 rays per view are few
     results = []
     for coarse_bounds in (False, True):
         model = make_model(conditional)
@@ -438,7 +437,7 @@ def test_free_space_is_skipped_without_a_trace(views, monkeypatch, conditional):
         report = trainer.train_step(views(*chosen), 1)
         results.append((report, gradients(model), sum(evaluated), sum(learned_from)))
     (report, found, *n_points), (report_skipping, found_skipping, *n_points_skipping) = results
-    assert n_points_skipping[0] < 0.8 * n_points[0] and n_points_skipping[1] < 0.8 * n_points[1]
+    assert n_points_skipping[0] < 0.7 * n_points[0] and n_points_skipping[1] < 0.8 * n_points[1]
     assert report_skipping == pytest.approx(report, rel=1e-5)
     for name, gradient in found.items():
         torch.testing.assert_close(found_skipping[name], gradient, rtol=1e-4, atol=1e-3)

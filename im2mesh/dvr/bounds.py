@@ -97,7 +97,7 @@ class OccupancyBounds:
             errors = bends + self.margin * largest
             self.change = change
         self.staleness = 0.0
-        if learns:  # a GPU would be waited for
+        if learns:  # else it is not asked for, and to know a number is to wait for a GPU
             only_stale = (values.abs() > bends) & ~(values.abs() > errors)
             self.staleness = float(only_stale.float().mean())
         errors = errors.unflatten(0, (self.n_objects, -1))
