@@ -18,6 +18,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import trimesh
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from trimesh.ray.ray_pyembree import RayMeshIntersector
 
 from im2mesh.errors import InputError
 from im2mesh.ext import new_mise
@@ -39,6 +43,9 @@ LARGEST_LOGIT = 1e30
 # coincide, not even in float32, whatever the values; and the caps that close the mesh lie this
 # far outside the cube.
 MARGIN = 1e-3
+
+N_VIEWS_OF_VERTEX = 16  # of those that see it, the ones that look at it most directly
+OFF_SURFACE = 1e-3  # cube edges: rays from a vertex to a camera start so far before the surface
 
 # Corner 4*dx + 2*dy + dz of a cell is at (dx, dy, dz), as in MISE.cells.
 CORNERS = np.stack(np.unravel_index(np.arange(8), (2, 2, 2)), axis=1)
@@ -334,6 +341,214 @@ def signed_volume(vertices, faces):
     return float(np.sum(a * np.cross(b, c)) / 6)
 
 
+def drop_cavities(vertices, faces):
+    """Remove the surfaces that no ray from outside reaches: cavities and all that is in them.
+
+    A component (faces that hang together by shared vertices) whose signed volume is negative bounds
+    free space enclosed by the object. It goes, and with it every component inside it, such as an
+    island that floats in the cavity. Of a closed mesh oriented outwards what is left is closed, with
+    the same outer surfaces. Components are told to be inside one another by winding numbers along a
+    ray, so they must not intersect.
+
+    Parameters
+    ----------
+    vertices : float64 (V, 3)
+        In any unit.
+    faces : int64 (F, 3)
+
+    Returns
+    -------
+    vertices, faces
+        The arrays given where nothing goes; else new ones, in the same order and without the vertices
+        that no face uses.
+
+    Raises
+    ------
+    ValueError
+        When the mesh as a whole is oriented inwards.
+    """
+    component, vertex, volumes = _components(vertices, faces)
+    if volumes.sum() < 0:
+        raise ValueError("the mesh is oriented inwards: all of it would be a cavity")
+    hidden = volumes < 0
+    if not hidden.any():
+        return vertices, faces
+    inner, _ = _nested(vertices, faces, component, vertex, ~hidden, hidden)
+    hidden[inner] = True
+    return _faces_subset(vertices, faces, ~hidden[component])
+
+
+def largest_components(vertices, faces, share):
+    """Remove floaters: outer components whose volume is below a share of that of the largest.
+
+    Outer components are inside no other. Their volume is that within their surface, cavities
+    included, and what is inside them stays or goes with them.
+
+    Parameters
+    ----------
+    vertices : float64 (V, 3)
+        In any unit.
+    faces : int64 (F, 3)
+        A closed mesh oriented outwards, as for :func:`drop_cavities`.
+    share : float
+        In [0, 1]. 1 leaves the largest component alone, and those just as large; 0 all of them.
+
+    Returns
+    -------
+    vertices, faces
+        As :func:`drop_cavities` returns them.
+
+    Raises
+    ------
+    ValueError
+        When ``share`` is not in [0, 1] or the mesh as a whole is oriented inwards.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share = {share} is not in [0, 1]")
+    component, vertex, volumes = _components(vertices, faces)
+    if volumes.sum() < 0:
+        raise ValueError("the mesh is oriented inwards: it has no largest component")
+    outer = np.ones(len(volumes), dtype=bool)
+    # The outermost one around a component is oriented outwards.
+    inner, container = _nested(vertices, faces, component, vertex, outer, volumes > 0)
+    outer[inner] = False
+    dropped = outer & (volumes < share * volumes.max(initial=0, where=outer))
+    dropped[inner[dropped[container]]] = True
+    if not dropped.any():
+        return vertices, faces
+    return _faces_subset(vertices, faces, ~dropped[component])
+
+
+def _faces_subset(vertices, faces, kept):
+    """The faces that are kept and the vertices they use."""
+    faces = faces[kept]
+    used = np.zeros(len(vertices), dtype=bool)
+    used[faces] = True
+    return vertices[used], (np.cumsum(used) - 1)[faces]
+
+
+def _components(vertices, faces):
+    """What hangs together by shared vertices.
+
+    Returns
+    -------
+    component : int64 (F,)
+        That of each face.
+    vertex : int64 (C,)
+        One of each component.
+    volumes : float64 (C,)
+        Signed.
+    """
+    ends = faces[:, :2].ravel(), faces[:, 1:].ravel()
+    links = coo_matrix((np.ones(len(ends[0]), dtype=bool), ends), shape=(len(vertices),) * 2)
+    component = connected_components(links, directed=False)[1][faces[:, 0]]
+    is_used = np.bincount(component) > 0  # a vertex without faces is no component
+    component = (np.cumsum(is_used) - 1)[component]
+    vertex = np.zeros(np.count_nonzero(is_used), dtype=np.int64)
+    vertex[component] = faces[:, 0]
+    # Seen from a vertex of its own, a small component far from the origin has an exact volume too.
+    origin = vertices[vertex[component]]
+    a, b, c = (vertices[corner] - origin for corner in faces.T)
+    volumes = np.bincount(component, np.einsum("ij,ij->i", a, np.cross(b, c)) / 6)
+    return component, vertex, volumes
+
+
+def _nested(vertices, faces, component, vertex, is_query, is_container):
+    """Which components are inside which others.
+
+    The winding number of a container around a vertex of the query, counted where a ray from there
+    crosses the container. Edges are tested in the same way from both of their faces, so that no
+    rounding lets a ray slip between them.
+
+    Parameters
+    ----------
+    component, vertex : int64 (F,), (C,)
+        From :func:`_components`.
+    is_query, is_container : bool (C,)
+
+    Returns
+    -------
+    inner, container : int64 (K,)
+        All pairs of a query component and a container around it.
+    """
+    # The ray runs down the third axis of a frame in which nothing of a grid is aligned.
+    frame = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    vertices = vertices @ frame
+    queries = np.flatnonzero(is_query)
+    points = vertices[vertex[queries]]
+    walls = np.flatnonzero(is_container[component])
+    a, b, c = (vertices[corner] for corner in faces[walls].T)
+    lower, upper = np.minimum(np.minimum(a, b), c), np.maximum(np.maximum(a, b), c)
+    wall, query = _pairs_in_boxes(points[:, :2], lower[:, :2], upper[:, :2])
+    other = (component[walls[wall]] != queries[query]) & (lower[wall, 2] <= points[query, 2])
+    wall, query = walls[wall[other]], query[other]
+
+    names = faces[wall]
+    relative = vertices[names] - points[query, None]
+    areas, left = np.empty((len(wall), 3)), np.empty((len(wall), 3), dtype=bool)
+    for k in range(3):
+        i, j = (k + 1) % 3, (k + 2) % 3
+        swap = names[:, i] > names[:, j]
+        a = np.where(swap[:, None], relative[:, j], relative[:, i])
+        b = np.where(swap[:, None], relative[:, i], relative[:, j])
+        cross = a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
+        left[:, k] = (cross >= 0) ^ swap
+        areas[:, k] = np.where(swap, -cross, cross)
+    hit = (left == left[:, :1]).all(axis=1)
+    areas, relative, wall, query = areas[hit], relative[hit], wall[hit], query[hit]
+    # The height of the crossing above the point, times an area of the sign of ``left``.
+    below = (np.sum(areas * relative[..., 2], axis=1) < 0) == left[hit, 0]
+    wall, query, upwards = wall[below], query[below], left[hit, 0][below]
+
+    pairs = queries[query] * len(is_query) + component[wall]
+    pairs, index = np.unique(pairs, return_inverse=True)
+    winding = np.bincount(index, np.where(upwards, -1, 1), minlength=len(pairs))
+    return np.divmod(pairs[winding != 0], len(is_query))
+
+
+def _pairs_in_boxes(points, lower, upper):
+    """All pairs of a box, ``lower <= point <= upper``, and a point in it; and a few others.
+
+    The points are sorted into stripes of about sqrt(N) points along the first axis and by the second
+    axis within each.
+
+    Parameters
+    ----------
+    points : float64 (N, 2)
+    lower, upper : float64 (B, 2)
+
+    Returns
+    -------
+    box, point : int64 (P,)
+        Indices. Boxes of the others are in the same stripe as the point.
+    """
+    n = len(points)
+    width = math.isqrt(n) + 1
+    x, y = np.sort(points, axis=0).T
+    stripe = np.searchsorted(x, points[:, 0]) // width
+    keys = stripe * (n + 1) + np.searchsorted(y, points[:, 1])
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+
+    first, last = np.searchsorted(x, lower[:, 0]), np.searchsorted(x, upper[:, 0], side="right")
+    start, stop = np.searchsorted(y, lower[:, 1]), np.searchsorted(y, upper[:, 1], side="right")
+    boxes = np.flatnonzero((first < last) & (start < stop))
+    box, stripe = _ranges(first[boxes] // width, (last[boxes] - 1) // width + 1)
+    box = boxes[box]
+    row, rank = _ranges(
+        np.searchsorted(keys, stripe * (n + 1) + start[box]),
+        np.searchsorted(keys, stripe * (n + 1) + stop[box]),
+    )
+    return box[row], order[rank]
+
+
+def _ranges(start, stop):
+    """All pairs of an index i of ranges and a number ``start[i] <= number < stop[i]``."""
+    length = stop - start
+    index = np.repeat(np.arange(len(start)), length)
+    return index, np.arange(len(index)) + np.repeat(start - (np.cumsum(length) - length), length)
+
+
 def simplify(vertices, faces, n_faces):
     """Decimate a closed mesh to about ``n_faces`` faces by quadric edge collapses.
 
@@ -447,10 +662,55 @@ def vertex_colors(color_field, vertices, max_points=MAX_POINTS, device="cpu"):
     uint8 (V, 4)
         RGBA, opaque; ``floor(255 * rgb)``.
     """
-    rgb = evaluate(color_field, vertices, max_points, device)
-    rgba = np.full((len(vertices), 4), 255, dtype=np.uint8)
-    rgba[:, :3] = 255 * rgb
-    return rgba
+    return rgba(evaluate(color_field, vertices, max_points, device))
+
+
+def rgba(rgb):
+    """Colours (V, 3) in [0, 1] as uint8 (V, 4), opaque; ``floor(255 * rgb)``."""
+    colors = np.full((len(rgb), 4), 255, dtype=np.uint8)
+    colors[:, :3] = 255 * rgb
+    return colors
+
+
+def views_of_vertices(vertices, faces, centers, n_best=N_VIEWS_OF_VERTEX):
+    """From which cameras each vertex of a mesh is seen best.
+
+    Parameters
+    ----------
+    vertices : float64 (V, 3)
+    faces : int64 (F, 3)
+    centers : float64 (C, 3)
+        Of the cameras, in the space of the vertices.
+    n_best : int
+        So many views of a vertex at most, K = min(n_best, C).
+
+    Returns
+    -------
+    directions : float64 (V, K, 3)
+        From the cameras to the vertices, unit length.
+    weights : float64 (V, K)
+        Cosine of the angle between view and normal; 0 where the vertex is hidden or turned away. Where
+        it is hidden from all cameras, those towards which it faces count as if they saw it.
+    """
+    mesh = trimesh.Trimesh(vertices, faces, process=False)
+    caster = RayMeshIntersector(mesh)
+    normals = np.asarray(mesh.vertex_normals)
+    start = vertices + OFF_SURFACE * normals
+    facing = np.zeros((len(centers), len(vertices)))
+    seen = np.zeros((len(centers), len(vertices)))
+    for view, center in enumerate(centers):
+        towards = center - vertices
+        towards /= np.linalg.norm(towards, axis=1, keepdims=True)
+        facing[view] = np.clip((towards * normals).sum(axis=1), 0, None)
+        front = np.flatnonzero(facing[view])
+        free = ~caster.intersects_any(start[front], towards[front])
+        seen[view, front[free]] = facing[view, front[free]]
+    weights = np.where(seen.any(axis=0), seen, facing).T
+    n_best = min(n_best, len(centers))
+    best = np.argpartition(-weights, n_best - 1, axis=1)[:, :n_best]
+    directions = vertices[:, None] - centers[best]
+    directions /= np.linalg.norm(directions, axis=2, keepdims=True)
+    return directions, np.take_along_axis(weights, best, axis=1)
 
 
 def save_mesh(path, vertices, faces, colors=None):

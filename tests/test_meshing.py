@@ -9,10 +9,13 @@ import torch
 import trimesh
 from scipy.spatial import cKDTree
 
+from im2mesh import meshing
 from im2mesh.errors import InputError
 from im2mesh.meshing import (
     MESH_EXTENSIONS,
+    drop_cavities,
     extract_mesh,
+    largest_components,
     load_mesh,
     refine,
     save_mesh,
@@ -22,6 +25,7 @@ from im2mesh.meshing import (
 )
 from tests.plain import octahedron_decoder
 from tests.reference import both_files, load, needs_reference
+from tests.rough_fields import rough_fields
 
 # Logit fields; the distance is scaled so that probabilities away from the surface are not 0.5.
 
@@ -64,7 +68,9 @@ def mesh_of(field, resolution_0=16, upsampling_steps=1, **kwargs):
 
 def assert_closed(mesh):
     """Every edge has exactly two faces, which run through it in opposite directions."""
-    assert mesh.is_watertight and mesh.is_winding_consistent
+    edges = mesh.faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2)
+    one_way, other_way = (np.sort(e @ [len(mesh.vertices), 1]) for e in (edges, edges[:, ::-1]))
+    assert (one_way == other_way).all() and (np.diff(one_way) > 0).all()
     assert mesh.volume > 0
     assert np.isfinite(mesh.vertices).all()
     assert len(np.unique(mesh.vertices.astype(np.float32), axis=0)) == len(mesh.vertices)
@@ -184,6 +190,52 @@ def test_any_values_give_a_closed_mesh():
         assert_closed(mesh)
 
 
+def on_grid(values):
+    """A field that is looked up in a cubic array of values."""
+    values = torch.from_numpy(values).float()
+    return lambda p: values[tuple(torch.round((p + 0.5) * (len(values) - 1)).long().T)]
+
+
+@pytest.mark.parametrize("resolution_0, steps", [(4, 3), (1, 4), (5, 2), (5, 1), (9, 0)])
+@pytest.mark.parametrize("guessing", [False, True])
+def test_rough_fields_give_closed_meshes(resolution_0, steps, guessing, monkeypatch):
+    if not guessing:
+        monkeypatch.setattr(meshing, "GUESS_MARGIN", math.inf)
+    touching = []
+    for values in rough_fields(7, resolution_0 << steps):
+        with np.errstate(invalid="ignore"):  # an infinite margin times an error of zero
+            result, mesh = mesh_of(on_grid(values), resolution_0, steps)
+        touching.append(result.touches_cube)
+        if not result.is_empty:
+            assert_closed(mesh)
+    assert len(set(touching)) == 2
+
+
+def test_the_triangles_of_cells_side_by_side_match_at_the_face_between_them():
+    """For all sign patterns: each face is cut by the same lines from both sides, in opposite ways."""
+    counts, triangles = meshing._triangle_table()
+    lines = {}  # by axis, side of the cell and signs at the corners of that face
+    for pattern, own in enumerate(np.split(triangles, np.cumsum(counts)[:-1])):
+        signs = (pattern >> np.arange(8) & 1).reshape(2, 2, 2)
+        edges = {tuple(e.ravel()) for e in own[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2, 3)}
+        assert len(edges) == 3 * len(own)
+        on_faces = set()
+        for axis, side in np.ndindex(3, 2):
+            here = {e for e in edges if e[axis] == e[axis + 3] == 2 * side}
+            on_faces |= here
+            flat = {tuple(np.delete(e, [axis, axis + 3])) for e in here}
+            face = axis, side, signs.take(side, axis=axis).tobytes()
+            assert lines.setdefault(face, flat) == flat
+        one_way, other_way = (
+            {e[3:] + e[:3] if turned else e for e in edges - on_faces} for turned in (False, True)
+        )
+        assert one_way == other_way
+        assert not any(e[3:] + e[:3] in edges for e in on_faces)
+    assert len(lines) == 3 * 2 * 16
+    for (axis, side, signs), flat in lines.items():
+        assert lines[axis, 1 - side, signs] == {e[2:] + e[:2] for e in flat}
+
+
 def test_infinite_logits_put_the_surface_between_their_points():
     _, mesh = mesh_of(lambda p: torch.where(p.abs().amax(dim=1) < 0.3, torch.inf, -torch.inf), 10, 0)
     assert np.abs(mesh.vertices).max(axis=1) == pytest.approx(0.25)  # last in 0.2, first out 0.3
@@ -211,6 +263,126 @@ def test_field_that_is_nan_is_refused():
 
     with pytest.raises(InputError, match="NaN at .* checkpoint"):
         mesh_of(field)
+
+
+def joined(*parts):
+    """One mesh of several, their faces in random order, and a vertex that no face uses."""
+    offsets = np.cumsum([1] + [len(vertices) for vertices, _ in parts])
+    vertices = np.concatenate([np.zeros((1, 3))] + [vertices for vertices, _ in parts])
+    faces = np.concatenate([f + o for (_, f), o in zip(parts, offsets[:-1], strict=True)])
+    return vertices, np.random.default_rng(0).permutation(faces)
+
+
+def ball(radius, center=(0.0, 0.0, 0.0), hollow=False):
+    """The mesh of a ball, or of a hollow of that shape."""
+    mesh = trimesh.creation.icosphere(1, radius=radius)
+    faces = np.array(mesh.faces, dtype=np.int64)
+    return mesh.vertices + np.array(center), faces[:, ::-1] if hollow else faces
+
+
+def ring(center=(0.0, 0.0, 0.0), hollow=False):
+    mesh = trimesh.creation.torus(0.5, 0.2, major_sections=16, minor_sections=8)
+    faces = np.array(mesh.faces, dtype=np.int64)
+    return mesh.vertices + np.array(center), faces[:, ::-1] if hollow else faces
+
+
+def corner_sets(vertices, faces):
+    """The faces as sets of corner positions, which no renumbering changes."""
+    return sorted(np.sort(vertices[faces].reshape(-1, 9), axis=1).tolist())
+
+
+def assert_same_mesh(mesh, *parts):
+    vertices, faces = mesh
+    assert corner_sets(vertices, faces) == corner_sets(*joined(*parts))
+    assert (np.unique(faces) == np.arange(len(vertices))).all()
+
+
+def test_cavities_and_what_is_in_them_go():
+    shell, hollow, island = ball(1.0), ball(0.8, hollow=True), ball(0.3, (0.2, 0.0, 0.0))
+    assert_same_mesh(drop_cavities(*joined(shell, hollow)), shell)
+    assert_same_mesh(drop_cavities(*joined(island, hollow, shell)), shell)
+    inner = ball(0.2, (0.2, 0.0, 0.0), hollow=True), ball(0.1, (0.2, 0.0, 0.0))
+    assert_same_mesh(drop_cavities(*joined(*inner, island, hollow, shell)), shell)
+    second = ball(1.0, (3.0, 0.0, 0.0))
+    assert_same_mesh(drop_cavities(*joined(second, hollow, shell)), shell, second)
+    # A ball in the hole of a ring is outside of it; in a ring-shaped cavity it is not.
+    ring_island = ball(0.05, (0.5, 0.0, 0.0))
+    block = ball(2.0), ring(hollow=True), ring_island, ball(0.1, hollow=True)
+    assert_same_mesh(drop_cavities(*joined(*block)), block[0])
+    beside = ring(), ball(0.1), ball(2.0, (0.0, 0.0, 9.0))
+    assert_same_mesh(drop_cavities(*joined(*beside, ball(1.0, (0.0, 0.0, 9.0), hollow=True))), *beside)
+
+
+def test_meshes_without_a_cavity_stay_as_they_are():
+    def cup(p):
+        wall = 0.06 - (p.norm(dim=1) - 0.35).abs()
+        return 10 * torch.minimum(wall, 0.2 - p[:, 2])
+
+    for field in (cup, torus(), constant(-1.0), constant(1.0)):
+        result, _ = mesh_of(field)
+        for vertices, faces in (
+            drop_cavities(result.vertices, result.faces),
+            largest_components(result.vertices, result.faces, 1.0),
+        ):
+            assert vertices is result.vertices and faces is result.faces
+
+
+def test_floaters_go_with_what_is_in_them():
+    body, inside = ball(1.0), (ball(0.8, hollow=True), ball(0.3))
+    shell = ball(0.5, (2.0, 0.0, 0.0)), ball(0.4, (2.0, 0.0, 0.0), hollow=True)
+    speck = ball(0.1, (0.0, 2.0, 0.0))
+    mesh = joined(speck, *shell, body, *inside)
+    assert_same_mesh(largest_components(*mesh, 0.01), body, *inside, *shell)
+    assert_same_mesh(largest_components(*mesh, 0.12), body, *inside, *shell)
+    assert_same_mesh(largest_components(*mesh, 0.13), body, *inside)
+    assert_same_mesh(largest_components(*mesh, 1.0), body, *inside)
+    assert largest_components(*mesh, 0.0)[1] is mesh[1]
+    # In the hole of a ring is outside.
+    assert_same_mesh(largest_components(*joined(ring(), ball(0.1)), 0.5), ring())
+
+
+def winding_numbers(points, triangles):
+    """Of a closed mesh around points, by solid angles."""
+    a, b, c = (triangles - points[:, None, None]).transpose(2, 0, 1, 3)
+    la, lb, lc = (np.linalg.norm(v, axis=2) for v in (a, b, c))
+    dots = np.sum(a * b, axis=2) * lc + np.sum(b * c, axis=2) * la + np.sum(c * a, axis=2) * lb
+    angles = np.arctan2(np.sum(a * np.cross(b, c), axis=2), la * lb * lc + dots)
+    return np.rint(angles.sum(axis=1) / (2 * np.pi))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_components_in_noise_are_told_apart_as_by_solid_angles(seed):
+    """Shells in shells, rough, with holes and specks; and many vertices on common grid lines."""
+    rng = np.random.default_rng(seed)
+    radius = np.linalg.norm(np.stack(np.meshgrid(*[np.arange(19) - 9.0] * 3)), axis=0)
+    values = np.cos(2 * np.pi * radius / 6) + 0.4 * rng.normal(size=radius.shape)
+    result, mesh = mesh_of(on_grid(values), 18, 0)
+    parts = [(part.vertices, np.array(part.faces)) for part in mesh.split(only_watertight=False)]
+    volumes = np.array([signed_volume(*part) for part in parts])
+    points = np.array([vertices[0] for vertices, _ in parts])
+    around = np.array([winding_numbers(points, vertices[faces]) != 0 for vertices, faces in parts])
+    np.fill_diagonal(around, False)
+
+    hidden = (volumes < 0) | around[volumes < 0].any(axis=0)
+    outer = ~around.any(axis=0)
+    small = outer & (volumes < 1e-3 * volumes.max())
+    floats = small | around[small].any(axis=0)
+    assert 0 < small.sum() < outer.sum() and 1 < (volumes < 0).sum() < hidden.sum()
+    whole = result.vertices, result.faces
+    for kept, gone in ((drop_cavities(*whole), hidden), (largest_components(*whole, 1e-3), floats)):
+        expected = [part for part, is_gone in zip(parts, gone, strict=True) if not is_gone]
+        assert_same_mesh(kept, *expected)
+
+
+def test_misuse_of_components_is_refused():
+    vertices, faces = ball(1.0)
+    for share in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="share"):
+            largest_components(vertices, faces, share)
+    with pytest.raises(ValueError, match="inwards"):
+        drop_cavities(vertices, faces[:, ::-1])
+    with pytest.raises(ValueError, match="inwards"):
+        largest_components(vertices, faces[:, ::-1], 0.5)
 
 
 def test_simplify():

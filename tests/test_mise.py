@@ -8,6 +8,7 @@ import torch
 
 from im2mesh.ext.mise import MISE
 from tests.reference import both_files, load, needs_reference
+from tests.rough_fields import rough_fields, waves
 
 
 def solve(grid, resolution_0, depth, threshold=0.0):
@@ -46,14 +47,6 @@ def oracle(grid, resolution_0, depth, threshold=0.0):
                 (level + 1, tuple(2 * c + o for c, o in zip(cell, offset, strict=True)))
                 for offset in itertools.product((0, 1), repeat=3)
             }
-
-
-def waves(seed, resolution, frequency):
-    """A random smooth field on the grid; high frequencies hide from the coarse grid."""
-    rng = np.random.default_rng(seed)
-    axes = np.stack(np.meshgrid(*[np.linspace(0, 1, resolution + 1)] * 3, indexing="ij"), axis=-1)
-    directions = rng.normal(size=(3, 6)) * frequency
-    return np.cos(axes @ directions + rng.uniform(0, 6, 6)) @ rng.normal(size=6)
 
 
 @pytest.mark.parametrize("resolution_0, depth", [(4, 2), (3, 3), (2, 0), (1, 4)])
@@ -241,6 +234,60 @@ def test_a_wrong_guess_at_the_surface_is_corrected_and_what_follows_from_it():
     edges = cut_edges(mise)
     assert (edges[:, 6] == true[tuple(edges[:, :3].astype(int).T)]).all()
     assert (edges[:, 7] == true[tuple(edges[:, 3:6].astype(int).T)]).all()
+
+
+# ---- the surface of the cells is closed ----------------------------------------------------------
+
+
+def assert_closed_cells(mise, grid, asked):
+    """All cells in the grid around every cut edge with known ends are there, with the field's values."""
+    known = np.zeros(grid.shape, dtype=bool)
+    known[asked] = True
+    crossed = np.zeros(np.subtract(grid.shape, 1), dtype=bool)
+    crossed[tuple(mise.cells()[0].T)] = True
+    inside = mise.to_dense() > 0
+    for axis in range(3):
+        there, side, cells = (np.moveaxis(a, axis, 0) for a in (known, inside, crossed))
+        cut = there[1:] & there[:-1] & (side[1:] != side[:-1])
+        around = np.pad(cells, ((0, 0), (1, 1), (1, 1)), constant_values=True)
+        for dy, dz in itertools.product((0, 1), repeat=2):
+            assert around[:, dy : dy + cut.shape[1], dz : dz + cut.shape[2]][cut].all()
+        true = np.moveaxis(grid, axis, 0) > 0
+        assert (side[1:] == true[1:])[cut].all() and (side[:-1] == true[:-1])[cut].all()
+
+
+@pytest.mark.parametrize("resolution_0, depth", [(4, 3), (1, 4), (3, 3), (5, 2), (8, 1), (12, 0)])
+@pytest.mark.parametrize("guessing", [False, True])
+def test_the_cells_are_closed_whatever_the_field(resolution_0, depth, guessing):
+    n_guessed = n_cells = 0
+    for grid in rough_fields(7, resolution_0 << depth):
+        mise = MISE(resolution_0, depth, 0.0)
+        asked = []
+        while len(points := mise.query()):
+            asked.append(points)
+            values, errors = mise.guess(points)
+            needed = ~(np.abs(values) > 2 * errors) | (not guessing)
+            values[needed] = grid[tuple(points[needed].T)]
+            mise.update(points, values, guessed=~needed)
+            n_guessed += (~needed).sum()
+        assert_closed_cells(mise, grid, tuple(np.concatenate(asked).T))
+        n_cells += len(mise.cells()[0])
+    assert n_cells > 1000
+    assert (n_guessed > 0) == (guessing and depth > 1)  # at first there is nothing to learn from
+
+
+@pytest.mark.parametrize("value", [1.0, 0.0])
+def test_a_corrected_guess_at_the_lower_corner_splits_the_voxel(value):
+    """All known points of a coarse voxel are outside, until its own corner is asked for again."""
+    mise = MISE(4, 2, 0.0)
+    points = mise.query()
+    at_corner = (points == 8).all(axis=1)
+    mise.update(points, np.where((points == [4, 8, 8]).all(axis=1), 1.0, -1.0), guessed=at_corner)
+    while not (at_corner := ((points := mise.query()) == 8).all(axis=1)).any():
+        mise.update(points, np.where(points[:, 0] < 8, 1.0, -1.0))
+    assert mise.n_points < 17**3
+    mise.update(points[at_corner], np.array([value]))
+    assert [10, 10, 10] in mise.query().tolist()  # the middle of the voxel
 
 
 def test_misuse_of_guesses_is_refused():

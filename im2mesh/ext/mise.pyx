@@ -59,6 +59,14 @@ cdef class MISE:
             values[needed] = f(points[needed])
             mise.update(points, values, guessed=~needed)
 
+    At the end the surface of the cells is closed, whatever the field: of each edge of the finest grid
+    with known ends on different sides (one above the threshold, one not), all cells around it that are
+    in the grid are among :meth:`cells`, and both values are the field's. For the known points of a voxel
+    that is not of the finest level lie on its faces, and unless all of them are on one side it is
+    active; the voxel is looked at when it is made, when a point comes up on it, and when a corrected
+    guess on it changes sides, its corners included. So a voxel next to such an edge is of the finest
+    level; and there the guesses are asked for again until no edge ends at one.
+
     Parameters
     ----------
     resolution_0 : int
@@ -174,7 +182,7 @@ cdef class MISE:
                 self.n_unanswered -= 1
             else:
                 self.n_guesses -= 1
-                if (old > self.threshold) != (values[i] > self.threshold):
+                if self.on_both_sides(old, values[i]):
                     self.asked.push_back(self.slot_code[slot])  # its voxels may be active after all
             self.slot_value[slot], self.slot_guessed[slot] = values[i], is_guess[i]
             self.n_guesses += is_guess[i]
@@ -454,17 +462,20 @@ cdef class MISE:
     cdef int refine(self) except -1:
         """With this round answered: split what is active, and ask for the new corners."""
         cdef vector[int32_t] queue
-        cdef size_t voxel, i
+        cdef size_t voxel, i, first_new = self.first_new_voxel
         cdef int64_t p[3]
         cdef int64_t x, y, z
         cdef double value
+        cdef bint active
         cdef int k
-        for voxel in range(self.first_new_voxel, self.voxel_level.size()):
+        for voxel in range(first_new, self.voxel_level.size()):
             if self.voxel_level[voxel] < self.depth and self.is_active(voxel):
                 self.voxel_child[voxel] = QUEUED
                 queue.push_back(voxel)
         self.first_new_voxel = self.voxel_level.size()
-        # A new point may lie on the face or edge of an older, coarser voxel.
+        # A new point may lie on the face or edge of an older, coarser voxel, and a corrected guess
+        # anywhere on it. Until now all points of that voxel were on the side of its lower corner: the
+        # point is compared with the corner, but a corrected corner with all of them.
         for i in range(self.asked.size()):
             unpack(self.asked[i], p)
             value = self.value(self.asked[i])
@@ -473,10 +484,15 @@ cdef class MISE:
                 if (0 <= x < self.resolution and 0 <= y < self.resolution
                         and 0 <= z < self.resolution):
                     voxel = self.leaf_at(x, y, z)
-                    if (self.voxel_level[voxel] < self.depth and self.voxel_child[voxel] == LEAF
-                            and self.on_both_sides(value, self.value(self.voxel_corner[voxel]))):
-                        self.voxel_child[voxel] = QUEUED
-                        queue.push_back(voxel)
+                    if (voxel < first_new and self.voxel_level[voxel] < self.depth
+                            and self.voxel_child[voxel] == LEAF):
+                        if self.voxel_corner[voxel] == self.asked[i]:
+                            active = self.is_active(voxel)
+                        else:
+                            active = self.on_both_sides(value, self.value(self.voxel_corner[voxel]))
+                        if active:
+                            self.voxel_child[voxel] = QUEUED
+                            queue.push_back(voxel)
         self.asked.clear()
         for i in range(queue.size()):
             self.split(queue[i])
