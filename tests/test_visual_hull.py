@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from im2mesh import geometry
+from im2mesh import geometry, visual_hull
 from im2mesh.data import ImagesField
 from im2mesh.data.images import read_depth
-from im2mesh.visual_hull import in_visual_hull, visual_hull_depths
+from im2mesh.visual_hull import hull_cells, in_visual_hull, visual_hull_depths
 from scripts import make_visual_hull
 from tests.sphere_scene import RADIUS, write_sphere_scene
 
@@ -185,7 +185,14 @@ def test_views_may_differ_in_size_and_borders_belong_to_the_frame():
     assert DISTANCE < middle.min() < middle.max() < DISTANCE + 0.4
 
 
-def test_points_out_of_a_frame_are_not_carved():
+def ring(height, width):
+    """A mask that touches all sides of the frame and leaves nothing else."""
+    mask = torch.ones(height, width, dtype=torch.bool)
+    mask[1:-1, 1:-1] = False
+    return mask
+
+
+def test_points_out_of_a_frame_are_not_carved_where_the_mask_touches_it():
     """A camera that looks past the object, and one that has it behind itself."""
     front = camera((0, 0, -DISTANCE))
     true = sphere(front)
@@ -195,21 +202,68 @@ def test_points_out_of_a_frame_are_not_carved():
     aside = geometry.object_to_image(
         geometry.perspective(40, 48, 48), geometry.look_at((3, 0, 0), (3, 0, 9)), torch.eye(4)
     )
-    nothing = torch.zeros(48, 48, dtype=torch.bool)
+    frame = ring(48, 48)
     alone = hull_depth([true.isfinite()], front[None], 0)
     with_others = hull_depth(
-        [true.isfinite(), nothing, nothing], torch.stack([front, away, aside]), 0
+        [true.isfinite(), frame, frame], torch.stack([front, away, aside]), 0
     )
     assert torch.equal(alone, with_others)
     points = torch.tensor([[0.0, 0, 0], [0, 0, 5]])
-    assert in_visual_hull(points, [nothing], away[None]).tolist() == [True, False]
+    assert in_visual_hull(points, [frame], away[None]).tolist() == [True, False]
+    # With a mask that keeps off the frame, nothing is left of the object in both cases.
+    inner = torch.zeros(48, 48, dtype=torch.bool)
+    inner[20:30, 20:30] = True
+    for other in (away, aside):
+        depth = hull_depth([true.isfinite(), inner], torch.stack([front, other]), 0)
+        assert depth.isinf().all()
+    assert in_visual_hull(points, [inner], away[None]).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("sides", [(), (0,), (1,), (2,), (3,), (0, 1), (1, 3), (0, 1, 2, 3)])
+def test_what_lies_beyond_a_side_is_free_if_the_mask_keeps_off_it(sides):
+    """Points beyond each side, each corner of the frame and behind the camera."""
+    size, matrix = (30, 40), camera((0, 0, -DISTANCE), (30, 40))
+    places = {  # column, row: beyond which sides (left, top, right, bottom)
+        (-4, 14): {0}, (19, -4): {1}, (44, 14): {2}, (19, 34): {3},
+        (-4, -4): {0, 1}, (44, -4): {1, 2}, (44, 34): {2, 3}, (-4, 34): {0, 3},
+    }  # fmt: skip
+    pixels = geometry.index_to_image(torch.tensor([(r, c) for c, r in places]), *size, torch.float64)
+    origins, directions = geometry.camera_rays(pixels[None], matrix[None])
+    points = torch.cat([origins[0] + 3 * directions[0], origins[0, :1] - directions[0, :1]]).float()
+    for near_by, touched in ((1, set(sides)), (2, set())):  # from the frame's outermost pixels
+        mask = torch.zeros(size, dtype=torch.bool)
+        mask[14:16, 19:21] = True
+        ends = (14, near_by), (near_by, 19), (14, -1 - near_by), (-1 - near_by, 19)
+        for side in sides:
+            mask[ends[side]] = True
+        kept = [bool(beyond & touched) for beyond in places.values()] + [bool(touched)]
+        assert in_visual_hull(points, [mask], matrix[None]).tolist() == kept
+
+
+def test_view_with_an_empty_mask_says_nothing():
+    matrices = around(3)
+    masks = [sphere(matrix).isfinite() for matrix in matrices]
+    masks[1] = torch.zeros_like(masks[1])
+    some = [0, 2]
+    others = [masks[0], masks[2]], matrices[some]
+    first, empty, last = visual_hull_depths(masks, matrices)
+    assert empty.isinf().all()
+    for depth, expected in zip((first, last), visual_hull_depths(*others)):
+        assert torch.equal(depth, expected)
+    points = torch.rand(1000, 3, generator=torch.Generator().manual_seed(0)) - 0.5
+    assert torch.equal(in_visual_hull(points, masks, matrices), in_visual_hull(points, *others))
+    assert torch.equal(hull_cells(masks, matrices, 12), hull_cells(*others, 12))
+    empty = [masks[1]] * 3
+    assert all(depth.isinf().all() for depth in visual_hull_depths(empty, matrices))
+    assert in_visual_hull(points, empty, matrices).all() and hull_cells(empty, matrices, 3).all()
 
 
 def test_frame_that_shows_a_part_carves_that_part_only():
     matrices = torch.stack([camera((0, 0, -DISTANCE)), camera((DISTANCE, 0, 0), field_of_view=6)])
-    masks = [torch.ones(48, 48, dtype=torch.bool), torch.zeros(48, 48, dtype=torch.bool)]
+    masks = [torch.ones(48, 48, dtype=torch.bool), ring(48, 48)]
     depth = hull_depth(masks, matrices, 0)
     expected, step = searched(masks, matrices, 0)
+    assert 0.05 < (expected > expected.min() + 0.2).float().mean() < 0.95
     torch.testing.assert_close(
         depth.flatten().double(), expected, atol=1.5 * step.max().item(), rtol=0
     )
@@ -218,7 +272,8 @@ def test_frame_that_shows_a_part_carves_that_part_only():
 def test_masks_that_contradict_each_other_leave_nothing():
     matrices = around(3)
     masks = [sphere(matrix).isfinite() for matrix in matrices]
-    masks[1] = torch.zeros_like(masks[1])
+    masks[1] = sphere(matrices[1], 0.1, (0.0, 0.8, 0)).isfinite()
+    assert masks[1].any() and not hull_cells(masks, matrices, 10).any()
     assert hull_depth(masks, matrices, 0).isinf().all()
     assert hull_depth(masks, matrices, 1).isinf().all()
     masks[1] = sphere(matrices[1], 0.1, (0.0, 0.35, 0)).isfinite()
@@ -247,6 +302,211 @@ def test_camera_in_the_cube_and_two_at_one_place():
     cube = box(outer, (0.55, 0.55, 0.55))
     torch.testing.assert_close(depth, cube.where(mask & other, torch.inf).float())
     assert (hull_depth([mask, other], torch.stack([inner, outer]), 0)[mask] >= 0).all()
+
+
+# ---- the grid ------------------------------------------------------------------------------------
+
+
+def cells_of(points, cells, side_length=1.1):
+    """The values of the cells that hold points (N, 3)."""
+    n = len(cells)
+    index = ((points / side_length + 0.5) * n).floor().long().clamp(0, n - 1)
+    return cells[index.unbind(-1)]
+
+
+def sampled(masks, matrices, n, per_axis=5):
+    """Cells in which one of per_axis^3 points is in the hull, the corners among them."""
+    within = torch.linspace(1e-5, 1 - 1e-5, per_axis, dtype=torch.float64)
+    axis = ((torch.arange(n)[:, None] + within) / n - 0.5).flatten() * 1.1
+    points = torch.cartesian_prod(axis, axis, axis)
+    inside = in_visual_hull(points, masks, matrices).view(n, per_axis, n, per_axis, n, per_axis)
+    return inside.permute(0, 2, 4, 1, 3, 5).flatten(3).any(-1)
+
+
+def grown(cells):
+    """Cells and their neighbours."""
+    return torch.nn.functional.max_pool3d(cells[None].float(), 3, 1, 1)[0] > 0
+
+
+def scattered(seed, n_views=5):
+    """Views no two of which are alike: oblique maps, all sizes, ragged masks, cameras anywhere."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(low, high, *shape):
+        return low + (high - low) * torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    masks, matrices = [], []
+    for view in range(n_views):
+        size = (500, 630) if view == 0 else torch.randint(20, 90, (2,), generator=generator).tolist()
+        noise = torch.randn(1, 1, 5, 6, generator=generator)
+        noise = torch.nn.functional.interpolate(noise, size, mode="bicubic")[0, 0]
+        pixels = geometry.pixel_centers(*size).view(*size, 2)
+        from_middle = (pixels - uniform(-0.3, 0.3, 2)).norm(dim=-1)
+        masks.append(0.3 * noise > from_middle - 0.75)
+        eye = torch.nn.functional.normalize(uniform(-1, 1, 3), dim=0) * uniform(0.3, 2, 1)
+        matrix = geometry.object_to_image(
+            geometry.perspective(float(uniform(30, 80, 1)), *size),
+            geometry.look_at(eye, uniform(-0.2, 0.2, 3), uniform(-1, 1, 3)), torch.eye(4),
+        )  # fmt: skip
+        matrix[:3, :3] = matrix[:3, :3] @ (torch.eye(3) + uniform(-0.2, 0.2, 3, 3))
+        matrix[:3] *= uniform(0.1, 500, 1)
+        matrices.append(matrix)
+    return masks, torch.stack(matrices)
+
+
+def test_cells_are_those_with_hull_in_them():
+    """A ball and a box from all sides: no cell is missing, at most neighbours are too many."""
+    matrices = around(8, size=(60, 80))
+    masks = [
+        sphere(m, 0.3, (0.1, 0, 0), (60, 80)).isfinite() | box(m, (0.1, 0.4, 0.2), (60, 80)).isfinite()
+        for m in matrices
+    ]  # fmt: skip
+    for n in (1, 5, 24):
+        cells, expected = hull_cells(masks, matrices, n, margin=0), sampled(masks, matrices, n)
+        assert cells.shape == (n, n, n) and cells.dtype == torch.bool
+        assert not (expected & ~cells).any()
+        assert not (cells & ~grown(expected)).any()
+    assert 0.05 < cells.float().mean() < 0.4
+
+
+def test_first_axis_of_the_grid_is_x_and_the_cube_has_its_middle_at_the_origin():
+    matrices = torch.stack([camera((DISTANCE, 0, 0)), camera((0.2, 0, DISTANCE))])
+    center, side = (0.3, -0.2, 0.05), 2.0
+    masks = [sphere(matrix, 0.04, center).isfinite() for matrix in matrices]
+    where = hull_cells(masks, matrices, 20, side, margin=0).nonzero()
+    assert 1 <= len(where) <= 27
+    middle = (where.double().mean(0) + 0.5) / 20 * side - side / 2
+    torch.testing.assert_close(middle, torch.tensor(center).double(), atol=0.08, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_cells_hold_every_point_of_the_hull(seed):
+    """Cameras in the cube and behind it, masks cut by the frame, blocks of pixels."""
+    masks, matrices = scattered(seed)
+    generator = torch.Generator().manual_seed(seed)
+    depths = visual_hull_depths(masks, matrices)
+    n_found = 0
+    for n, side_length, margin in ((7, 1.1, 0), (33, 1.1, 0), (16, 1.5, 0.7)):
+        cells = hull_cells(masks, matrices, n, side_length, margin)
+        points = (torch.rand(40000, 3, generator=generator) - 0.5) * side_length
+        inside = in_visual_hull(points, masks, matrices)
+        assert cells_of(points, cells, side_length)[inside].all()
+        for view, depth in enumerate(depths):
+            origin, w = rays(matrices[view], depth.shape)
+            hit = depth.isfinite()
+            points = origin + depth[hit].double()[:, None] * w[hit]
+            assert cells_of(points, cells, side_length).all()
+            n_found += len(points)
+    assert cells.float().mean() < 0.6 and inside.sum() > 20 and n_found > 5000
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_depths_are_where_scattered_views_say(seed):
+    """As above for a ball and a rod; the frames of these views say something, too."""
+    masks, matrices = scattered(seed)
+    n_both = n_near = 0
+    for view in range(1, len(masks)):
+        depth = hull_depth(masks, matrices, view)[masks[view]].double()
+        expected, step = searched(masks, matrices, view, 100)
+        both = depth.isfinite() & expected.isfinite()
+        assert (both == expected.isfinite()).all()
+        expected, depth, step = expected[both], depth[both], step[both]
+        assert (expected - depth > -1e-6 * depth).all()  # never behind what a search finds
+        n_near += (expected - depth < step + 1e-6 * depth).sum()
+        n_both += len(depth)
+    assert n_both > 500 and n_near / n_both > 0.9
+
+
+@pytest.mark.parametrize("n_views", [6, 70])
+def test_grid_changes_no_depth(monkeypatch, n_views):
+    size = (40, 52) if n_views < 10 else (12, 16)
+    matrices = around(n_views, size=size)
+    masks = [sphere(m, 0.3, (0.1, -0.1, 0), size).isfinite() for m in matrices]
+    with_grid = visual_hull_depths(masks, matrices)
+    monkeypatch.setattr(visual_hull, "SKIPPING", (1000, 1))  # a single cell
+    for depth, expected in zip(with_grid, visual_hull_depths(masks, matrices)):
+        torch.testing.assert_close(depth, expected, atol=1e-6, rtol=0)
+    assert sum(depth.isfinite().sum() for depth in with_grid) > 500
+
+
+def test_rod_thinner_than_a_cell_is_kept():
+    half, n = 0.006, 16
+    matrices = around(9, size=(300, 300))
+    masks = [box(m, (half, 0.45, half), (300, 300)).isfinite() for m in matrices]
+    cells = hull_cells(masks, matrices, n)
+    points = torch.zeros(500, 3)
+    points[:, 1] = torch.linspace(-0.45, 0.45, 500)
+    for x in (-half, half):  # the axis is a border between cells
+        points[:, 0] = points[:, 2] = x
+        assert cells_of(points, cells).all()
+    assert cells.any(1).sum() == 4
+
+
+def test_space_before_cameras_and_out_of_all_frames_is_free():
+    """Frames that show the ball and little else, from places near the cube."""
+    size, angles = (60, 60), [2 * math.pi * i / 9 for i in range(9)]
+    matrices = torch.stack([
+        camera((0.9 * math.cos(a), 0.3 * math.sin(2 * a), 0.9 * math.sin(a)), size) for a in angles
+    ])
+    masks = [sphere(matrix, 0.2, size=size).isfinite() for matrix in matrices]
+    n = 40
+    axis = ((torch.arange(n) + 0.5) / n - 0.5) * 1.1
+    distance = torch.cartesian_prod(axis, axis, axis).view(n, n, n, 3).norm(dim=-1)
+    for margin in (0, 1):
+        cells = hull_cells(masks, matrices, n, margin=margin)
+        assert cells[distance < 0.18].all() and not cells[distance > 0.32].any()
+
+
+def test_what_a_side_of_the_frame_cuts_off_is_kept():
+    """A view that sees the lower end of a tower: it says nothing about what is above."""
+    matrix = geometry.object_to_image(
+        geometry.perspective(20, 48, 48),
+        geometry.look_at((0, -0.4, -DISTANCE), (0, -0.4, 0)), torch.eye(4),
+    )  # fmt: skip
+    mask = box(matrix, (0.1, 0.45, 0.1)).isfinite()
+    assert mask[0].any() and not mask[-1].any() and not mask[:, [0, -1]].any()
+    cells = hull_cells([mask], matrix[None], 22)
+    above, beside = cells[:, 20], cells[:, 5]
+    assert above.all()  # up to both of the cube's other sides
+    assert beside[10:12].all() and not beside[:7].any() and not beside[-7:].any()
+    assert not cells[:, 0].any()
+    assert hull_cells([mask], matrix[None], 22, 8.0)[:, :, 0].all()  # behind the camera
+    mask[:2] = False
+    assert not hull_cells([mask], matrix[None], 22)[:, 20].any()
+    assert not hull_cells([mask], matrix[None], 22, 8.0)[:, :, 0].any()
+    # Two pixels off the frame is near for a margin of two.
+    assert hull_cells([mask], matrix[None], 22, margin=2)[:, 20].all()
+
+
+def test_camera_in_the_cube():
+    """It sees a ball; what is behind it is free, and so is the space before it but for a cell."""
+    matrices = torch.stack([camera((0.02, 0.03, -0.4), field_of_view=60), *around(5)])
+    masks = [sphere(matrix, 0.15).isfinite() for matrix in matrices]
+    alone = hull_cells(masks[:1], matrices[:1], 32)
+    assert not alone[:, :, :3].any() and alone[16, 16, 6:].all()
+    assert sampled(masks, matrices, 32, 2)[~hull_cells(masks, matrices, 32)].sum() == 0
+    assert not hull_cells(masks, matrices, 32)[:, :, :8].any()
+
+
+def test_margin_is_what_dilates_the_masks():
+    matrices = around(5)
+    masks = [sphere(matrix, 0.3, (0.1, 0, 0)).isfinite() for matrix in matrices]
+    grids = [hull_cells(masks, matrices, 30, margin=margin) for margin in (0, 1, 3)]
+    assert grids[0].sum() < grids[1].sum() < grids[2].sum()
+    assert torch.equal(grids[1], hull_cells(masks, matrices, 30))
+    for margin, cells in zip((0, 1, 3), grids):
+        wide = [
+            torch.nn.functional.max_pool2d(mask[None].float(), 2 * margin + 1, 1, margin)[0] > 0
+            for mask in masks
+        ]
+        assert torch.equal(cells, hull_cells(wide, matrices, 30, margin=0))
+
+
+def test_grid_without_views_is_full_and_bad_arguments_are_refused():
+    assert hull_cells([], torch.zeros(0, 4, 4), 3).all()
+    for arguments in ((0,), (4, 1.1, -1)):
+        with pytest.raises(ValueError, match="at least"):
+            hull_cells([], torch.zeros(0, 4, 4), *arguments)
 
 
 # ---- scripts/make_visual_hull.py -----------------------------------------------------------------

@@ -5,6 +5,17 @@ from importlib import import_module
 from im2mesh.errors import InputError
 
 
+def new_hash_grid(*sizes):
+    """A new :class:`im2mesh.ext.hashgrid.HashGrid`.
+
+    Raises
+    ------
+    InputError
+        When the extension is not compiled.
+    """
+    return _compiled("hashgrid").HashGrid(*sizes)
+
+
 def new_mise(resolution_0, depth, threshold):
     """A new :class:`im2mesh.ext.mise.MISE`.
 
@@ -14,6 +25,39 @@ def new_mise(resolution_0, depth, threshold):
         When the extension is not compiled.
     """
     return _compiled("mise").MISE(resolution_0, depth, threshold)
+
+
+def points_in_cells(*arguments):
+    """:func:`im2mesh.ext.cells.points_in_cells`.
+
+    Raises
+    ------
+    InputError
+        When the extension is not compiled.
+    """
+    return _compiled("cells").points_in_cells(*arguments)
+
+
+def samples_in_cells(*arguments):
+    """:func:`im2mesh.ext.cells.samples_in_cells`.
+
+    Raises
+    ------
+    InputError
+        When the extension is not compiled.
+    """
+    return _compiled("cells").samples_in_cells(*arguments)
+
+
+def find_hull_cells(*arguments):
+    """:func:`im2mesh.ext.hull.find_cells`.
+
+    Raises
+    ------
+    InputError
+        When the extension is not compiled.
+    """
+    return _compiled("hull").find_cells(*arguments)
 
 
 def first_hull_depths(*arrays):
