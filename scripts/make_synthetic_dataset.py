@@ -1,12 +1,19 @@
 """Render procedural objects into a dataset folder with exact ground truth.
 
     python scripts/make_synthetic_dataset.py OUT_DIR
+    python scripts/make_synthetic_dataset.py OUT_DIR --scene excavator --views 50 --size 200
     python scripts/make_synthetic_dataset.py OUT_DIR --layout shapenet --workers 8
 
 The first makes one toy tugboat for multi-view reconstruction, OUT_DIR/scan1/scan1/: train on it
-with `data.path=OUT_DIR` and `data.classes=[scan1]`. The second makes endless chairs, tables,
-lamps, airplanes, cars and mugs for single-view reconstruction, OUT_DIR/<class>/<number>/, split
-into train, val and test; an interrupted run goes on where it stopped.
+with `data.path=OUT_DIR` and `data.classes=[scan1]`. The second makes another scene in its place:
+
+    excavator  thin and separate parts, with gaps that the background is seen through
+    parcels    boxes, flat and with sharp edges, with fine print (36 views, --size 320)
+    vessel     a mug that cameras look into, on a tin with a hollow that nobody sees
+
+The third makes endless chairs, tables, lamps, airplanes, cars and mugs for single-view
+reconstruction, OUT_DIR/<class>/<number>/, split into train, val and test; an interrupted run goes
+on where it stopped.
 """
 
 import argparse
@@ -18,11 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from im2mesh.errors import InputError  # noqa: E402
 from im2mesh.synthetic import (  # noqa: E402
-    CATEGORIES, Recipe, make_dtu_scene, make_shapenet_dataset,
+    CATEGORIES, SCENES, Recipe, make_dtu_scene, make_shapenet_dataset,
 )
 
 
-DTU_ONLY = ("height",)
+DTU_ONLY = ("height", "scene", "shine")
 SHAPENET_ONLY = ("classes", "objects_per_class", "input_views", "points", "workers")
 
 
@@ -46,10 +53,13 @@ def main():
     return 0
 
 
-def make_scene(out_dir, views=32, size=160, height=None, seed=0, overwrite=False):
+def make_scene(
+    out_dir, views=32, size=160, height=None, scene="tugboat", shine=False, seed=0, overwrite=False
+):
     height = size * 3 // 4 if height is None else height
     folder = make_dtu_scene(
-        out_dir, n_views=views, size=(height, size), seed=seed, overwrite=overwrite
+        out_dir, n_views=views, size=(height, size), seed=seed, parts=SCENES[scene](), shine=shine,
+        overwrite=overwrite,
     )
     return (
         f"{folder}: {views} views of {size}x{height} pixels, masks, depth, cameras, point clouds, "
@@ -82,6 +92,8 @@ def _parser():
     parser.add_argument("--overwrite", action="store_true", help="make again what exists")
     dtu = parser.add_argument_group("only with --layout dtu")
     dtu.add_argument("--height", type=int, help="image height in pixels (3/4 of the width)")
+    dtu.add_argument("--scene", choices=list(SCENES), help="what to render (tugboat)")
+    dtu.add_argument("--shine", action="store_true", help="highlights that move with the camera")
     shapenet = parser.add_argument_group("only with --layout shapenet")
     shapenet.add_argument("--classes", nargs="+", help=f"of {', '.join(CATEGORIES)} (all)")
     shapenet.add_argument("--objects-per-class", type=int, metavar="N", help="(100)")

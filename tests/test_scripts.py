@@ -15,7 +15,7 @@ from im2mesh.config import DEFAULTS, load_config
 from im2mesh.data.fields import read_camera
 from im2mesh.data.images import read_rgb, resize_rgb
 from im2mesh.errors import InputError
-from scripts import contact_sheet, filter_dtu_predictions
+from scripts import contact_sheet, filter_dtu_predictions, make_synthetic_dataset
 from tests.programs import ROOT, octahedron, run, save_model, write_config
 from tests.sphere_scene import RADIUS, SCALE, write_sphere_scene
 
@@ -299,6 +299,34 @@ def test_exported_weights_are_those_of_the_model(tmp_path, options, dtype):
         assert state["model"][name].dtype == dtype
         torch.testing.assert_close(state["model"][name].float(), weight, rtol=1e-3, atol=1e-4)
     assert run("generate", config, "--set", f"test.model_file={out}") == 0
+
+
+# ---- make_synthetic_dataset.py -------------------------------------------------------------------
+
+
+def make_dataset(monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["make_synthetic_dataset.py", *map(str, arguments)])
+    return make_synthetic_dataset.main()
+
+
+def test_scenes_by_name_and_with_highlights(tmp_path, monkeypatch):
+    small = "--views", 1, "--size", 12
+    assert make_dataset(monkeypatch, tmp_path / "default", *small) == 0
+    images = {}
+    for scene in ("tugboat", "parcels", "vessel"):
+        assert make_dataset(monkeypatch, tmp_path / scene, *small, "--scene", scene) == 0
+    assert make_dataset(monkeypatch, tmp_path / "shine", *small, "--scene", "parcels", "--shine") == 0
+    for folder in tmp_path.iterdir():
+        images[folder.name] = (folder / "scan1/scan1/image/000000.png").read_bytes()
+    assert images["default"] == images["tugboat"] and len(set(images.values())) == 4
+
+
+@pytest.mark.parametrize("options", [["--scene", "submarine"], ["--layout", "shapenet", "--shine"]])
+def test_scenes_that_there_are_not(tmp_path, monkeypatch, capfd, options):
+    with pytest.raises(SystemExit) as error:
+        make_dataset(monkeypatch, tmp_path, *options)
+    assert error.value.code == 2 and options[-1].strip("-") in capfd.readouterr().err
+    assert not any(tmp_path.iterdir())
 
 
 # ---- benchmarks ----------------------------------------------------------------------------------

@@ -1,24 +1,24 @@
 """Synthetic data: exact against closed forms, and in the conventions that the rest reads by."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import OpenEXR
 import pytest
 import torch
 import trimesh
 from PIL import Image
+from scipy import ndimage
 
+from benchmarks.mesh_views import Mesh
 from im2mesh import geometry
 from im2mesh.errors import InputError
-from im2mesh.synthetic import make_dtu_scene, shapes, write_exr
+from im2mesh.meshing import load_mesh
+from im2mesh.synthetic import SCENES, make_dtu_scene, parcels, shapes, shine, write_exr
+from im2mesh.synthetic.cavities import filled, hollow
 from im2mesh.synthetic.dtu import SCALE, place_cameras
 from im2mesh.synthetic.render import Scene, pixel_grid, render
 from im2mesh.synthetic.tugboat import tugboat
+from scripts import make_synthetic_dataset
 
-ROOT = Path(__file__).resolve().parents[1]
 SMALL = dict(n_views=6, size=(48, 65), n_points=3000, n_sparse=300)
 
 
@@ -196,17 +196,17 @@ def test_refuses_to_overwrite_unless_told(tmp_path):
     assert [len(list((folder / d).iterdir())) for d in ("image", "mask", "depth")] == [2, 2, 2]
 
 
-def test_command_line(tmp_path):
+def test_command_line(tmp_path, monkeypatch, capsys):
     def run(*args):
-        command = [sys.executable, "scripts/make_synthetic_dataset.py", *args]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        monkeypatch.setattr("sys.argv", ["make_synthetic_dataset.py", *args])
+        return make_synthetic_dataset.main(), capsys.readouterr()
 
-    done = run(str(tmp_path / "a"), "--views", "1", "--size", "8")
-    assert done.returncode == 0 and str(tmp_path / "a/scan1/scan1") in done.stdout, done.stderr
+    code, shown = run(str(tmp_path / "a"), "--views", "1", "--size", "8")
+    assert code == 0 and str(tmp_path / "a/scan1/scan1") in shown.out
     assert Image.open(tmp_path / "a/scan1/scan1/image/000000.png").size == (8, 6)
-    failed = run(str(tmp_path / "a"))
-    assert failed.returncode == 2 and failed.stdout == ""
-    assert failed.stderr.startswith("error: ") and failed.stderr.count("\n") == 1
+    code, shown = run(str(tmp_path / "a"))
+    assert code == 2 and shown.out == ""
+    assert shown.err.startswith("error: ") and shown.err.count("\n") == 1
 
 
 def test_folder_that_is_a_file(tmp_path):
@@ -356,6 +356,164 @@ def test_parts_are_closed_and_face_outwards(boat):
     for i, part in enumerate(boat.parts):
         mesh = trimesh.Trimesh(part.vertices, part.faces)  # merges equal vertices
         assert mesh.is_watertight and mesh.is_winding_consistent and mesh.volume > 0, i
+
+
+# ---------------------------------------------------------------- the scenes
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    """Each scene as it is rendered: without closed hollows."""
+    return {name: Scene([filled(part) for part in make()]) for name, make in SCENES.items()}
+
+
+def test_the_tugboat_stays_as_it_is(tmp_path):
+    made = make_dtu_scene(tmp_path, n_views=2, size=(7, 9), n_points=3, n_sparse=2)
+    image, cameras = Image.open(made / "image/000001.png"), np.load(made / "cameras.npz")
+    red = [
+        [255, 255, 255, 255, 255, 255, 255, 255, 255], [255, 255, 255, 140, 122, 255, 255, 255, 255],
+        [255, 255, 255, 122, 255, 148, 255, 255, 255], [255, 255, 207, 196, 182, 190, 255, 255, 255],
+        [255, 255, 50, 87, 95, 111, 38, 255, 255], [255, 255, 156, 148, 149, 136, 149, 255, 255],
+        [255, 255, 255, 255, 255, 255, 255, 255, 255],
+    ]  # fmt: skip
+    np.testing.assert_allclose(np.array(image)[..., 0], red, atol=1)
+    assert cameras["world_mat_1"].sum() == pytest.approx(-524.2274898522448)
+    points = np.load(made / "pointcloud.npz")["points"]
+    np.testing.assert_allclose(points[1], [-0.00901313, 0.23262945, 0.05520239], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_scenes_fit_the_cube_and_are_closed(name, scenes):
+    assert np.abs(scenes[name].triangles).max() <= 0.45
+    for i, part in enumerate(SCENES[name]()):
+        mesh = trimesh.Trimesh(part.vertices, part.faces)
+        assert mesh.is_watertight and mesh.is_winding_consistent and mesh.volume > 0, i
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_clouds_of_scenes_are_outside(name, scenes):
+    scene = scenes[name]
+    points, faces = scene.sample_surface(3000, np.random.default_rng(0))
+    normals = scene.normals[faces]
+    assert scene.inside(points + 2e-5 * normals).mean() < 0.002
+    assert scene.inside(points - 2e-5 * normals).mean() > 0.998
+    # Nearly all see the sky: what does not lies in a crevice between two parts.
+    trapped = np.arange(len(points))
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        away = rng.normal(size=(len(trapped), 3))
+        away *= np.sign((away * normals[trapped]).sum(1, keepdims=True))
+        _, face = scene.cast(points[trapped] + 2e-5 * normals[trapped], away)
+        trapped = trapped[face >= 0]
+    assert len(trapped) <= 0.01 * len(points)
+
+
+def test_background_is_seen_through_the_excavator(scenes):
+    """Beside the boat, which has hardly any, most views have many gaps."""
+    n_gaps = {}
+    for name in ("excavator", "tugboat"):
+        masks = [
+            render(scenes[name], camera, (150, 200)).mask
+            for camera in place_cameras(scenes[name], 6, (150, 200), np.random.default_rng(0))
+        ]
+        n_gaps[name] = [ndimage.label(ndimage.binary_fill_holes(mask) & ~mask)[1] for mask in masks]
+    assert np.median(n_gaps["excavator"]) >= 6 and np.median(n_gaps["tugboat"]) <= 2
+
+
+def test_parcels_are_flat_and_their_print_is_fine(scenes):
+    normals = np.unique(np.round(scenes["parcels"].normals, 6) + 0.0, axis=0)
+    assert len(normals) == 2 + 5 * 4  # all share above and below
+    contrast = {}
+    for name in ("parcels", "tugboat"):
+        camera = place_cameras(scenes[name], 1, (120, 160), np.random.default_rng(0))[0]
+        view = render(scenes[name], camera, (120, 160), supersample=2)
+        beside = view.mask[:, 1:] & view.mask[:, :-1]
+        contrast[name] = np.abs(np.diff(view.image.astype(int), axis=1)).max(2)[beside].mean()
+    assert contrast["parcels"] > 2 * contrast["tugboat"]
+
+
+def test_prints_are_upright_and_not_mirrored():
+    for axis, sign, right, up in parcels.FACES.values():
+        np.testing.assert_array_equal(np.cross(right, up), sign * np.eye(3)[axis])
+    box = parcels._box((0.4, 0.5, 0.6), "#000000", **{
+        face: parcels._text((0.0, 0.0), 0.02, ["7L"], "#ffffff") for face in parcels.FACES
+    })  # fmt: skip
+    rows = ["###.#..", "..#.#..", ".#..#..", "#...#..", "#...###"]
+    y, x = np.indices((5, 7)).reshape(2, -1)
+    at = np.stack([0.02 * (x - 3), 0.02 * (2 - y)], 1)
+    expected = np.array([[cell == "#" for cell in row] for row in rows]).ravel()
+    for axis, sign, right, up in parcels.FACES.values():
+        points = at @ np.array([right, up]) + sign * np.eye(3)[axis] * (0.2, 0.25, 0.3)
+        np.testing.assert_array_equal(box.colour(points)[:, 0] > 0.5, expected)
+
+
+def test_a_hollow_is_in_the_part_but_neither_in_pictures_nor_in_the_cloud():
+    ball, bubble = shapes.sphere(0.4), shapes.sphere(0.2).moved(0.1)
+    part = hollow(ball, bubble)
+    mesh = trimesh.Trimesh(part.vertices, part.faces)
+    assert mesh.is_watertight and mesh.volume == pytest.approx(4 / 3 * np.pi * (0.4**3 - 0.2**3), rel=0.01)
+    camera = camera_for(Scene([ball]), (20, 30))
+    images = [render(Scene([p]), camera, (20, 30)).image for p in (part, filled(part), ball)]
+    np.testing.assert_array_equal(images[0], images[1])
+    np.testing.assert_array_equal(images[0], images[2])
+    np.testing.assert_array_equal(filled(ball).faces, ball.faces)
+    inside = shapes.sphere(0.05).moved(0.1)  # a part in the hollow
+    points, _ = Scene([filled(part), inside]).sample_surface(500, np.random.default_rng(0))
+    np.testing.assert_allclose(np.linalg.norm(points, axis=1), 0.4, atol=1e-3)
+    loose, _ = Scene([part, inside]).sample_surface(500, np.random.default_rng(0))
+    assert np.linalg.norm(loose, axis=1).min() < 0.3
+
+
+def test_the_mug_is_seen_inside_and_the_tin_is_not(scenes, tmp_path):
+    made = make_dtu_scene(
+        tmp_path, n_views=8, size=(30, 40), n_points=4000, n_sparse=20, parts=SCENES["vessel"]()
+    )
+    x, y, z = np.load(made / "pointcloud.npz")["points"].T
+    radius = np.hypot(x, z)
+    assert not np.any((radius < 0.33) & (y > -0.4) & (y < -0.2))
+    assert np.mean((radius < 0.235) & (y > -0.115) & (y < 0.2)) > 0.1
+    assert Mesh(load_mesh(made / "mesh.ply")).topology()["inward_components"] == 1
+    scene, floors = scenes["vessel"], 0
+    for camera in place_cameras(scene, 8, (60, 80), np.random.default_rng(0)):
+        origin, directions = camera.rays(pixel_grid((60, 80)))
+        depth, face = scene.cast(origin, directions)
+        points = origin + depth[face >= 0, None] * directions[face >= 0]
+        floors += np.any((np.hypot(*points[:, [0, 2]].T) < 0.17) & (np.abs(points[:, 1] + 0.11) < 1e-6))
+    assert floors >= 2
+
+
+# ---------------------------------------------------------------- highlights
+
+
+def test_shine_changes_the_images_and_nothing_else(tmp_path):
+    small = dict(n_views=2, size=(30, 40), n_points=50, n_sparse=20)
+    dull = make_dtu_scene(tmp_path / "dull", **small)
+    shiny = make_dtu_scene(tmp_path / "shiny", shine=True, **small)
+    for file in sorted(path.relative_to(dull) for path in dull.rglob("*") if path.is_file()):
+        same = (dull / file).read_bytes() == (shiny / file).read_bytes()
+        assert same == (file.parent.name != "image"), file
+        if not same:
+            before, after = (np.array(Image.open(made / file)).astype(int) for made in (dull, shiny))
+            assert (after >= before).all() and (after > before + 25).any(2).mean() > 0.01
+
+
+def test_a_highlight_is_where_the_lamp_is_mirrored(ball):
+    """On a ball seen from far away it lies half way between the lamp and the eye, from every side."""
+    points, face = ball.sample_surface(20000, np.random.default_rng(0))
+    dull = ball.colours(points, face)
+    for eye in ([0, 0, 1.0], [0.6, 0.8, 0], [-0.5, -0.1, -0.8]):
+        eye = np.array(eye) / np.linalg.norm(eye)
+        colours = shine.Shining(ball, 1e4 * eye).colours(points, face)
+        share = ((colours - dull) / (1 - dull))[:, 0]
+        half_way = (eye + shine.LAMPS) / np.linalg.norm(eye + shine.LAMPS, axis=1, keepdims=True)
+        brightest = points[np.argmax(share)] / 0.4
+        assert np.max(half_way @ brightest) > np.cos(np.radians(3))
+        for lamp in half_way[shine.LAMPS @ eye > -0.5]:
+            assert share[np.argmax(points @ lamp)] == pytest.approx(shine.STRENGTH, rel=0.03)
+        assert share.max() <= shine.STRENGTH
+        np.testing.assert_allclose(share, ((colours - dull) / (1 - dull))[:, 2], atol=1e-9)
+        unlit = (ball.normals[face] @ shine.LAMPS.T).max(1) < 0
+        assert unlit.sum() > 500 and (share[unlit] == 0).all()
 
 
 # ---------------------------------------------------------------- shapes

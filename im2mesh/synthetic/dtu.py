@@ -8,25 +8,31 @@ import numpy as np
 from im2mesh.errors import InputError
 from im2mesh.files import atomic_path
 from im2mesh.synthetic.cameras import framing_camera, spread_directions
+from im2mesh.synthetic.cavities import filled, vessel
+from im2mesh.synthetic.excavator import excavator
+from im2mesh.synthetic.parcels import parcels
 from im2mesh.synthetic.render import Scene, render
+from im2mesh.synthetic.shine import Shining
 from im2mesh.synthetic.tugboat import tugboat
 from im2mesh.synthetic.writers import camera_arrays, save_image, surface_arrays, write_exr
 
 SCALE, CENTRE = 120.0, (-37.0, 22.0, 640.0)  # DTU: world units are millimetres
 ELEVATIONS = (-38, 62)  # degrees
 DISTANCES = (2.3, 2.7)  # of the cameras from the object's centre, object units
+SCENES = {"tugboat": tugboat, "excavator": excavator, "parcels": parcels, "vessel": vessel}
 FRAME = 0.94  # share of the frame's width or height that the object fills
 
 
 def make_dtu_scene(
     out_dir, *, n_views=32, size=(120, 160), seed=0, n_points=100_000, n_sparse=1500,
-    supersample=3, name="scan1", parts=None, overwrite=False,
+    supersample=3, name="scan1", parts=None, shine=False, overwrite=False,
 ):
     """Render one object into the DTU layout, ``<out_dir>/<name>/<name>/``.
 
     Written are ``image/``, ``mask/``, ``depth/`` (six-digit names), ``cameras.npz`` (float64, with
     inverses), ``pointcloud.npz`` (object space), ``pcl.npz`` (world space) and ``mesh.ply``, the
-    coloured parts in object space. The same arguments give the same files, byte for byte.
+    coloured parts in object space, their hidden sides and hollows too, as they are without light.
+    The same arguments give the same files, byte for byte.
 
     Parameters
     ----------
@@ -34,7 +40,9 @@ def make_dtu_scene(
     n_points : number of points of the evaluation cloud, uniform on the outer surface.
     n_sparse : number of sparse points on the surface; a twentieth as many again are outliers.
     supersample : see ``render``.
-    parts : list of ``Part`` within [-0.45, 0.45]^3; the tugboat by default.
+    parts : list of ``Part`` within [-0.45, 0.45]^3, such as one of ``SCENES`` gives; the tugboat
+        by default.
+    shine : put highlights on the images that move with the camera, see ``shine``.
     overwrite : replace a scene that is there already.
 
     Returns
@@ -62,11 +70,13 @@ def make_dtu_scene(
         shutil.rmtree(folder / images, ignore_errors=True)
 
     rng = np.random.default_rng(seed)
-    scene = Scene(tugboat() if parts is None else parts)
+    parts = tugboat() if parts is None else parts
+    scene = Scene([filled(part) for part in parts])
     cameras = place_cameras(scene, n_views, size, rng)
     masks = []
     for i, camera in enumerate(cameras):
-        view = render(scene, camera, size, supersample)
+        seen = Shining(scene, camera.rays(np.zeros((1, 2)))[0]) if shine else scene
+        view = render(seen, camera, size, supersample)
         masks.append(view.mask)
         _write(folder / "image" / f"{i:06d}.png", save_image, view.image)
         _write(folder / "mask" / f"{i:06d}.png", save_image, np.uint8(255) * view.mask)
@@ -75,7 +85,7 @@ def make_dtu_scene(
     _write(folder / "cameras.npz", np.savez, **camera_arrays(cameras, list(vars(cameras[0]))))
     _write(folder / "pointcloud.npz", np.savez, **surface_arrays(scene, n_points, rng))
     _write(folder / "pcl.npz", np.savez, **sparse_points(scene, cameras, masks, n_sparse, rng))
-    _write_ply(folder / "mesh.ply", scene)
+    _write_ply(folder / "mesh.ply", parts)
     return folder
 
 
@@ -141,12 +151,12 @@ def _write(path, save, *args, **kwargs):
         save(temporary, *args, **kwargs)
 
 
-def _write_ply(path, scene):
+def _write_ply(path, parts):
     """The parts, cut fine enough for vertex colours to show their textures."""
     import trimesh
 
     meshes = []
-    for part in scene.parts:
+    for part in parts:
         vertices, faces = trimesh.remesh.subdivide_to_size(part.vertices, part.faces, 0.015)
         mesh = trimesh.Trimesh(vertices, faces, process=False)
         mesh.visual.vertex_colors = np.round(255 * part.colour(vertices)).astype(np.uint8)
