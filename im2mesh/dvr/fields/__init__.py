@@ -1,0 +1,1 @@
+"""Networks that fill object space, and the encodings of points in front of them."""
