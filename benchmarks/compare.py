@@ -45,7 +45,7 @@ from im2mesh.synthetic import make_dtu_scene
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
 TRAINED = ROOT / "benchmarks/trained.yaml"
-DEMO = ROOT / "configs/demo/synthetic_scene.yaml"
+DEMO = ROOT / "benchmarks/demo_simple.yaml"
 DTU = ROOT / "configs/multi_view_reconstruction/skull/ours_rgb.yaml"
 SINGLE_VIEW = ROOT / "configs/single_view_reconstruction/multi_view_supervision/ours_combined.yaml"
 N_VIEWS = 32

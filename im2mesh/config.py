@@ -152,11 +152,16 @@ KINDS = {
     "model.encoder_kwargs": ARGUMENTS,
     "model.depth_function_kwargs": ARGUMENTS,
     "model.reduction_method": _choice("sum", "mean"),
+    "model.normal_neighborhood": POSITIVE,
     "model.min_slope": POSITIVE,
     "model.patch_size": COUNT,
     "training.batch_size": COUNT,
     "training.batch_size_val": COUNT,
     "training.learning_rate": POSITIVE,
+    "training.scheduler": _choice("milestones", "cosine"),
+    "training.coarse_to_fine": _number("a number from 0 to 1", lambda share: 0 <= share <= 1),
+    "training.pixels_near_mask": _or_null(_whole(0)),
+    "training.occupancy_points": _choice("random", "closest"),
     "training.scheduler_milestones": _list_of(
         COUNT, "a list of ascending whole numbers >= 1", lambda epochs: epochs == sorted(epochs)
     ),
@@ -171,6 +176,7 @@ KINDS = {
     "generation.batch_size": COUNT,
     "generation.simplify_nfaces": _or_null(COUNT),
     "generation.resolution_0": COUNT,
+    "generation.smallest_part": _number("a number from 0 to 1", lambda share: 0 <= share <= 1),
     "generation.refine_max_faces": COUNT,
     # YAML 1.1 takes a bare off for false
     "generation.mesh_extension": Kind("ply or off or obj", _mesh_extension),
@@ -387,6 +393,31 @@ def _check_relations(values, places):
         )
     if values["model.lambda_image_gradients"] > 0 and patch < 2:
         fail("model.lambda_image_gradients", "image gradients need model.patch_size >= 2")
+    if values["training.max_iterations"] is None:
+        end = "the end of the training must be known: set training.max_iterations"
+        if values["training.scheduler"] == "cosine":
+            fail("training.scheduler", end)
+        if values["training.coarse_to_fine"] > 0:
+            fail("training.coarse_to_fine", end)
+    if values["training.hull_iterations"] > 0 and not values["model.visual_hull"]:
+        fail("training.hull_iterations", "there is no hull to start from: set model.visual_hull=true, or 0")
+    if values["model.lambda_unseen"] > 0 and values["model.encoder"] is not None:
+        fail(
+            "model.lambda_unseen",
+            "what rays pass through is noted for one object only: set 0, or model.encoder=null",
+        )
+    color_head = values["model.decoder_kwargs"].get("color_head")
+    if color_head and not values["data.img_with_camera"]:
+        fail(
+            "data.img_with_camera",
+            "colours that depend on the direction of view need cameras: set true, or "
+            "model.decoder_kwargs.color_head to false",
+        )
+    if color_head and values["data.dataset_name"] == "images":
+        fail(
+            "data.dataset_name",
+            "a folder of images has no cameras, which model.decoder_kwargs.color_head needs: set it to false",
+        )
 
 
 # ---- use -----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from im2mesh.dvr.decoder import Decoder
+from im2mesh.dvr.fields.simple import ResidualField
 
 
 def octahedron_decoder(c_dim=0, seed=0, noise=0.04, radius=0.5, center=(0.1, 0.05, -0.05),
@@ -22,7 +22,7 @@ def octahedron_decoder(c_dim=0, seed=0, noise=0.04, radius=0.5, center=(0.1, 0.0
     Without noise its logit is ``slope * (radius - |x| - |y| - |z|)`` from the centre (with
     ``leaky`` the sum counts 0.8); the noise bends that surface and makes colours.
     """
-    decoder = Decoder(c_dim=c_dim, hidden_size=hidden_size, n_blocks=n_blocks, leaky=leaky)
+    decoder = ResidualField(c_dim=c_dim, hidden_size=hidden_size, n_blocks=n_blocks, leaky=leaky)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in decoder.parameters():

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from im2mesh import checkpoints
-from im2mesh.dvr.decoder import Decoder
+from im2mesh.dvr.fields.simple import ResidualField
 from im2mesh.dvr.model import DVR
 from im2mesh.dvr.raymarch import DepthFunction
 
@@ -80,7 +80,7 @@ def octahedron(radius=0.3, slope=20.0, out_dim=4, **depth_function):
 
     Its occupied points are an octahedron with corners on the axes, of volume 4/3 radius^3.
     """
-    decoder = Decoder(hidden_size=16, out_dim=out_dim)
+    decoder = ResidualField(hidden_size=16, out_dim=out_dim)
     with torch.no_grad():
         for parameter in decoder.parameters():
             parameter.zero_()  # the blocks hand on what they get

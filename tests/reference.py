@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from im2mesh.dvr.decoder import Decoder
+from im2mesh.dvr.fields.simple import ResidualField
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "reference"
 
@@ -26,6 +26,6 @@ def load(name):
         if key.startswith("state/")
     }
     hidden_size, _ = state["fc_p.weight"].shape
-    decoder = Decoder(c_dim=data["c"].shape[1], hidden_size=hidden_size)
+    decoder = ResidualField(c_dim=data["c"].shape[1], hidden_size=hidden_size)
     decoder.load_state_dict(state)
     return {k: torch.from_numpy(v) if v.ndim else v.item() for k, v in data.items()}, decoder

@@ -18,7 +18,7 @@ import torch
 from im2mesh import checkpoints
 from im2mesh.commands.setup import load_trained_model
 from im2mesh.config import load_config
-from im2mesh.dvr.decoder import Decoder
+from im2mesh.dvr.fields.simple import ResidualField
 from im2mesh.dvr.model import DVR
 from im2mesh.errors import InputError
 from tests.published import as_bytes, as_published, checkpoint_shapes, web_server, weights
@@ -36,7 +36,7 @@ server = pytest.fixture(web_server)
 def make_state(seed=0, **more):
     """A small checkpoint as train.py writes it, with an optimizer that has made a step."""
     torch.manual_seed(seed)
-    model = DVR(Decoder(hidden_size=6, n_blocks=2))
+    model = DVR(ResidualField(hidden_size=6, n_blocks=2))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
     model.decoder(torch.randn(5, 3)).sum().backward()
     optimizer.step()
@@ -81,7 +81,7 @@ def test_round_trip(path):
     assert_untouched(path)
     checkpoints.save(path, make_state(seed=1))
     assert equal(checkpoints.load(path), make_state(seed=1))
-    model = DVR(Decoder(hidden_size=6, n_blocks=2))
+    model = DVR(ResidualField(hidden_size=6, n_blocks=2))
     checkpoints.load_model(model, checkpoints.load(path), path)
     assert equal(dict(model.state_dict()), dict(make_state(seed=1)["model"]))
 
@@ -260,7 +260,7 @@ def test_nothing_is_executed(tmp_path, zipped, place, function):
 
 @pytest.mark.parametrize(
     "value",
-    [np.zeros(3), DVR(Decoder(hidden_size=2)), Path("x"), InputError("x")],
+    [np.zeros(3), DVR(ResidualField(hidden_size=2)), Path("x"), InputError("x")],
     ids=["array", "module", "path", "exception"],
 )
 def test_anything_but_tensors_and_scalars_is_refused(tmp_path, value):
@@ -279,7 +279,7 @@ def test_reading_leaves_pytorchs_allow_list_alone(path):
 
 
 def test_another_size_is_listed_by_name_and_shape(path):
-    model = DVR(Decoder(hidden_size=8, n_blocks=2))
+    model = DVR(ResidualField(hidden_size=8, n_blocks=2))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(InputError) as err:
         checkpoints.load_model(model, checkpoints.load(path), path)
@@ -292,7 +292,7 @@ def test_another_size_is_listed_by_name_and_shape(path):
 
 
 def test_other_names_are_listed(path):
-    model = DVR(Decoder(hidden_size=6, n_blocks=1, c_dim=4))
+    model = DVR(ResidualField(hidden_size=6, n_blocks=1, c_dim=4))
     with pytest.raises(InputError) as err:
         checkpoints.load_model(model, checkpoints.load(path), path)
     lines = str(err.value).splitlines()[1:]
@@ -316,7 +316,7 @@ def test_published_checkpoint(tmp_path, kind):
     assert (loaded["it"], loaded["epoch_it"]) == (77, 3)
     assert equal(dict(loaded["model"]), dict(state["model"]))
     assert equal(loaded["optimizer"], state["optimizer"])
-    model = DVR(Decoder(hidden_size=6, n_blocks=2))
+    model = DVR(ResidualField(hidden_size=6, n_blocks=2))
     checkpoints.load_model(model, loaded, path)
 
 

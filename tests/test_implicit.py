@@ -61,12 +61,12 @@ class Scene:
         c = self.c if c is None else c
         hits = self.march(c)
         depth = hits.depth[self.rays]
-        out, trace = self.decoder.trace(
+        there = self.decoder.evaluate(
             hits.points[self.rays], self.decoder.condition(c), self.objects[self.rays]
         )
-        rate = self.decoder.directional_derivative(trace, self.directions[self.rays])
-        moving = depth_with_gradient(depth, out[:, 0], rate[:, 0])
-        colors = follow_surface(out[:, 1:], rate[:, 1:], depth, moving)
+        rate = there.along(self.directions[self.rays])
+        moving = depth_with_gradient(depth, there.out[:, 0], rate[:, 0])
+        colors = follow_surface(there.out[:, 1:], rate[:, 1:], depth, moving)
         return moving, torch.sigmoid(colors)
 
 

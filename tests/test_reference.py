@@ -5,6 +5,7 @@ import torch
 
 from im2mesh import geometry
 from im2mesh.dvr import losses
+from im2mesh.dvr.field import outward_normals
 from im2mesh.dvr.implicit import depth_with_gradient, follow_surface
 from im2mesh.dvr.model import DVR
 from im2mesh.dvr.raymarch import DepthFunction
@@ -41,17 +42,17 @@ class Scene:
         )
 
     def at_hits(self, n_steps=64):
-        """Everything a loss needs at the hits: indices, depth and colour with gradients."""
+        """What a loss needs at the hits: indices, depth and colour with gradients, the evaluation."""
         hits = self.march(n_steps)
         rays = hits.hit.nonzero()[:, 0]
         decoder = self.model.decoder
-        out, trace = decoder.trace(hits.points[rays], self.shifts, self.objects[rays])
-        rate = decoder.directional_derivative(trace, self.directions[rays])
-        depth = depth_with_gradient(hits.depth[rays], out[:, 0], rate[:, 0])
+        there = decoder.evaluate(hits.points[rays], self.shifts, self.objects[rays])
+        rate = there.along(self.directions[rays])
+        depth = depth_with_gradient(hits.depth[rays], there.out[:, 0], rate[:, 0])
         colors = torch.sigmoid(
-            follow_surface(out[:, 1:], rate[:, 1:], hits.depth[rays], depth)
+            follow_surface(there.out[:, 1:], rate[:, 1:], hits.depth[rays], depth)
         )
-        return rays, depth, colors, trace
+        return rays, depth, colors, there
 
     def check_gradients(self, loss, prefix):
         names, weights = zip(*self.model.named_parameters())
@@ -127,8 +128,8 @@ def test_color_gradient_through_the_surface(scene):
 
 
 def test_normals(scene):
-    _, _, _, trace = scene.at_hits()
-    into = -scene.model.normals(trace)
+    _, _, _, there = scene.at_hits()
+    into = -outward_normals(there.gradient())
     distance = (into - scene.data["normals_cd"]).norm(dim=-1)
     # Central differences average over kinks of the piecewise linear field; most rays have none.
     assert distance.median() < 1e-2

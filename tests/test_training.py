@@ -10,7 +10,7 @@ import torch
 
 from im2mesh.data import ImagesField, MultiObjectDataset, SparseDepthField, collate
 from im2mesh.dvr import losses, training
-from im2mesh.dvr.decoder import Trace
+from im2mesh.dvr.fields.simple import ResidualEvaluation
 from im2mesh.dvr.model import DVR
 from im2mesh.dvr.raymarch import DepthFunction
 from im2mesh.dvr.sampling import sample_pixels
@@ -331,7 +331,7 @@ def test_validation_is_the_same_every_time(views):
 def record_points(model, monkeypatch):
     """Points that enter the network to be differentiated or kept (not those of the march)."""
     seen = []
-    for name in ("forward", "trace"):
+    for name in ("forward", "occupancy", "evaluate"):
         original = getattr(model.decoder, name)
 
         def recorded(points, *args, original=original):
@@ -415,7 +415,7 @@ def test_free_space_is_skipped_without_a_trace(views, monkeypatch, conditional):
             for parameter in model.decoder.fc_out.parameters():
                 parameter[0] *= 200
         evaluated, field = [], model.logit_field
-        learned_from, trace = [], model.decoder.trace
+        learned_from, evaluate = [], model.decoder.evaluate
 
         def counted(*args, field=field, evaluated=evaluated):
             def count(points, rays):
@@ -424,13 +424,13 @@ def test_free_space_is_skipped_without_a_trace(views, monkeypatch, conditional):
 
             return count
 
-        def traced(points, *args, learned_from=learned_from, trace=trace):
+        def kept(points, *args, learned_from=learned_from, evaluate=evaluate):
             if torch.is_grad_enabled():
                 learned_from.append(len(points))
-            return trace(points, *args)
+            return evaluate(points, *args)
 
         monkeypatch.setattr(model, "logit_field", counted)
-        monkeypatch.setattr(model.decoder, "trace", traced)
+        monkeypatch.setattr(model.decoder, "evaluate", kept)
         trainer = make_trainer(model, ALL, patch_size=2, coarse_bounds=coarse_bounds)
         if trainer.bounds is not None:
             trainer.bounds.update(field())
@@ -450,7 +450,7 @@ def test_the_grid_of_an_object_fits_its_rays(n_rays, n_cells):
     """One point for a ray, about; with so few rays that a grid would cost more than it saves, none."""
     model = make_model(conditional=True)
     trainer = make_trainer(model, ALL)
-    rays = SimpleNamespace(origins=torch.zeros(2 * n_rays, 3))
+    rays = SimpleNamespace(origins=torch.zeros(2 * n_rays, 3), n_images=2)
     bounds = trainer._object_bounds(rays, model.encode(torch.tensor([1, 3])))
     assert (bounds and bounds.resolution) == n_cells
     if n_cells is not None:
@@ -472,7 +472,10 @@ def test_normals_are_compared_only_where_they_can_differ(views, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(losses, "normal_smoothness", counted)
             if everywhere:
-                patch.setattr(Trace, "differs", lambda one, other: torch.ones_like(one.last[:, 0]))
+                patch.setattr(
+                    ResidualEvaluation, "same_piece",
+                    lambda one, other: torch.zeros(len(one.out), dtype=torch.bool),
+                )
             report = make_trainer(model, {"normal": 1.0}, reduction="mean").train_step(views(0), 0)
         results.append((sum(compared), report, gradients(model)))
     (n_all, expected, of_all), (n_some, report, of_some) = results
@@ -556,9 +559,9 @@ def test_the_schedule_sets_the_number_of_steps(views, monkeypatch):
     calls = []
     find_surface = DVR.find_surface
 
-    def recorded(self, origins, directions, shifts=None, objects=None, n_steps=None, *args):
+    def recorded(self, origins, directions, latent=None, objects=None, n_steps=None, *args, **options):
         calls.append(n_steps)
-        return find_surface(self, origins, directions, shifts, objects, n_steps, *args)
+        return find_surface(self, origins, directions, latent, objects, n_steps, *args, **options)
 
     monkeypatch.setattr(DVR, "find_surface", recorded)
     trainer = make_trainer(model, {"rgb": 1.0})
@@ -612,18 +615,20 @@ def test_reduced_precision_is_for_the_search_and_the_encoder(views, monkeypatch)
         return spied
 
     full, reduced = make_model(conditional=True), make_model(conditional=True)
-    for name in ("encoder", "decoder"):
-        monkeypatch.setattr(
-            getattr(reduced, name), "forward", spy(name, getattr(reduced, name).forward)
-        )
-    monkeypatch.setattr(reduced.decoder, "trace", spy("trace", reduced.decoder.trace))
+    for name, module, method in [
+        ("encoder", reduced.encoder, "forward"),
+        ("search", reduced.decoder, "occupancy"),
+        ("loss", reduced.decoder, "evaluate"),
+        ("loss", reduced.decoder, "evaluate_for_gradient"),
+    ]:
+        monkeypatch.setattr(module, method, spy(name, getattr(module, method)))
     batch = views(0, 1)
-    weights = {"rgb": 1.0, "freespace": 1.0, "occupied": 1.0}
+    weights = {"rgb": 1.0, "freespace": 1.0, "occupied": 1.0, "normal": 1.0}
     expected = make_trainer(full, weights).train_step(batch, 0)
     trainer = make_trainer(reduced, weights, precision=torch.bfloat16)
     report = trainer.train_step(batch, 0)
     assert set(seen) == {
-        ("encoder", True), ("decoder", True), ("decoder", False), ("trace", False)
+        ("encoder", True), ("search", True), ("search", False), ("loss", False)
     }
     assert report["hit_share"] == pytest.approx(expected["hit_share"], abs=0.02)
     assert report["loss"] == pytest.approx(expected["loss"], rel=0.05)
@@ -633,7 +638,8 @@ def test_reduced_precision_is_for_the_search_and_the_encoder(views, monkeypatch)
         assert torch.cosine_similarity(gradient.flatten(), expected.flatten(), 0) > 0.97, name
     seen.clear()
     trainer.evaluate([batch])
-    assert ("decoder", True) not in seen and ("encoder", True) not in seen
+    assert not any(is_reduced for _, is_reduced in seen)
+    assert {name for name, _ in seen} == {"encoder", "search", "loss"}
 
 
 def test_a_compiled_network_takes_the_same_step(views, monkeypatch):
@@ -649,7 +655,7 @@ def test_a_compiled_network_takes_the_same_step(views, monkeypatch):
     model.decoder.compile_passes()
     expected = make_trainer(plainly, ALL, patch_size=2).train_step(views(0), 0)
     report = make_trainer(model, ALL, patch_size=2).train_step(views(0), 0)
-    assert compiled == ["_values", "trace"]
+    assert compiled == ["_values", "_traced"]
     assert report == pytest.approx(expected, rel=1e-5)
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, gradients(plainly)[name], rtol=1e-4, atol=1e-5)
@@ -677,15 +683,16 @@ def test_training_learns_the_scene(views):
 )
 def test_a_loss_that_is_not_finite_stops_before_the_step(views, monkeypatch, term, channel, value):
     model = make_model()
-    trace = model.decoder.trace
+    evaluate = model.decoder.evaluate
 
     def broken(*args):
-        out, kept = trace(*args)
-        spoiled = torch.zeros_like(out)
+        found = evaluate(*args)
+        spoiled = torch.zeros_like(found.out)
         spoiled[:, channel] = value
-        return out + spoiled, kept
+        found.out = found.out + spoiled
+        return found
 
-    monkeypatch.setattr(model.decoder, "trace", broken)
+    monkeypatch.setattr(model.decoder, "evaluate", broken)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     trainer = make_trainer(model, {"normal": 1.0, "rgb": 1.0, "freespace": 1.0}, lr=1.0)
     with pytest.raises(FloatingPointError, match=rf"\b{term}\b") as err:

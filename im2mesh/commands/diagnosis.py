@@ -12,13 +12,13 @@ N_VIEWS = 8
 EDGE = 64  # pixels; enough for shares of rays
 
 
-def diagnose(config, device, model, shifts, entry, extracted):
+def diagnose(config, device, model, latent, entry, extracted):
     """Sentences on what is wrong with an extracted mesh; none if nothing is.
 
     Parameters
     ----------
-    shifts : list of Tensors (1, H) or None
-        Latent of the object, from ``model.encode``.
+    latent : from ``model.encode``, or None
+        Of the object.
     entry : im2mesh.data.Entry
         The object, whose own views show what the rays find.
     extracted : meshing.ExtractedMesh
@@ -34,7 +34,7 @@ def diagnose(config, device, model, shifts, entry, extracted):
     threshold = config["test"]["threshold"]
     low, high = (float(torch.tensor(logit).sigmoid()) for logit in extracted.logit_range)
     found = f"occupancy lies in [{low:.4g}, {high:.4g}], test.threshold is {threshold:g}"
-    views = _views(config, device, model, shifts, entry)
+    views = _views(config, device, model, latent, entry)
     if model.encoder is not None:
         what = "empty: nothing in the cube" if extracted.is_empty else "the whole cube: all of it"
         return [
@@ -60,7 +60,7 @@ def diagnose(config, device, model, shifts, entry, extracted):
     ]
 
 
-def _views(config, device, model, shifts, entry):
+def _views(config, device, model, latent, entry):
     """What rays through the object's own views find."""
     if config["data"]["dataset_name"] == "images":
         return "there are no views to compare with"
@@ -81,7 +81,10 @@ def _views(config, device, model, shifts, entry):
         pixels = geometry.pixel_centers(EDGE, EDGE)[None]
         mask = geometry.look_up(item["mask"][None], pixels)[0].to(device)
         origins, directions = (t[0].to(device) for t in geometry.camera_rays(pixels, matrix))
-        hit = march.find_surface(model.logit_field(shifts), origins, directions).hit
+        hit = march.find_surface(
+            model.logit_field(latent), origins, directions, support=model.support,
+            every_sample=not model.trusts_grids,
+        ).hit
         _, _, inside = geometry.cube_interval(origins, directions, 0.0)
         rays += len(mask)
         in_mask += int(mask.sum())

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from im2mesh import checkpoints, meshing
+from im2mesh.commands.capture import camera_centers
 from im2mesh.commands.diagnosis import diagnose
 from im2mesh.commands.progress import Journal, Progress
 from im2mesh.commands.setup import get_dataset, load_trained_model, mesh_path, output_folder
@@ -27,12 +28,12 @@ INCOMPLETE = 4
 N_NAMED = 10  # so many of the objects without a mesh are named at the end
 MADE_WITH = {  # the keys that a mesh depends on, beside model file and input
     "data": ("input_type", "img_size_input", "remove_background"),
-    "model": ("decoder", "decoder_kwargs", "encoder", "encoder_kwargs"),
+    "model": ("decoder", "decoder_kwargs", "encoder", "encoder_kwargs", "visual_hull"),
     "training": ("seed",),
     "test": ("threshold",),
     "generation": (
         "simplify_nfaces", "padding", "resolution_0", "upsampling_steps", "refinement_step",
-        "refine_max_faces", "with_colors", "mesh_extension",
+        "refine_max_faces", "with_colors", "mesh_extension", "fill_cavities", "smallest_part",
     ),
 }
 
@@ -159,10 +160,11 @@ class _Run:
     def reconstruct(self, number, item):
         """The mesh of an object; warns of one that is empty or cut off."""
         with torch.no_grad():
-            shifts = self.model.encode(item["inputs"][None] if "inputs" in item else None)
-        mesh = self.generator.generate(shifts)
+            latent = self.model.encode(item["inputs"][None] if "inputs" in item else None)
         entry = self.dataset.entries[number]
-        for line in diagnose(self.config, self.device, self.model, shifts, entry, mesh.extracted):
+        centers = camera_centers(self.config, entry) if self.model.decoder.view_dependent else None
+        mesh = self.generator.generate(latent, centers)
+        for line in diagnose(self.config, self.device, self.model, latent, entry, mesh.extracted):
             log.warning("%s: %s", entry.label, line)
         return mesh
 

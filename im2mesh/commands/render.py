@@ -49,15 +49,15 @@ def render(config, device, args):
         item = dataset[number]
         inputs = item.get("inputs")
         with torch.no_grad():
-            shifts = model.encode(None if inputs is None else inputs[None])
+            latent = model.encode(None if inputs is None else inputs[None])
         frames = {kind: [] for kind in kinds}
         images = dataset.fields.get("img")
         size = options["resolution"] or item["img"].shape[:2]
-        bounds = renderer.bounds(shifts)
+        bounds = renderer.bounds(latent)
         ball = bounds.ball(model.depth_function.logit_threshold) if bounds else WHOLE_CUBE
         cameras = _cameras(options, images, entry, size, ball)
         for name, matrix, view in cameras:
-            rendering = renderer.render(matrix, *size, shifts, bounds)
+            rendering = renderer.render(matrix, *size, latent, bounds)
             for kind in kinds:
                 picture = rendering.image(kind, options["background"]).numpy()
                 frames[kind].append(picture)

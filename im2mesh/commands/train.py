@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from im2mesh import checkpoints
 from im2mesh.commands.board import Board
+from im2mesh.commands.capture import find_hull
 from im2mesh.commands.setup import get_dataset, get_model, output_folder
 from im2mesh.commands.visualize import Visualizer
 from im2mesh.config import method_module, save_config
@@ -80,6 +81,9 @@ class Run:
         self.maximize = self.options["model_selection_mode"] == "maximize"
         self.best = -math.inf if self.maximize else math.inf
         self._resume()
+        if self.model.support is not None and self.iteration == 0:
+            self.model.support.set_cells(find_hull(config).to(device))
+            self.trainer.become_hull(self.options["hull_iterations"])
         save_config(config, self.out_dir / "config.yaml")
         self.board = Board(self.out_dir / "logs", self.iteration)
         self.visualizer = Visualizer(config, self.model, method, device, self.val_set, self.board)
@@ -114,6 +118,7 @@ class Run:
         with progress:
             for batch in batches:
                 self._set_learning_rate()
+                self._set_detail()
                 report = self._step(batch)
                 meter.add(report.pop("rays"))
                 self.iteration += 1
@@ -169,10 +174,22 @@ class Run:
             ) from err
 
     def _set_learning_rate(self):
-        steps = bisect.bisect_right(self.options["scheduler_milestones"], self.epoch)
-        rate = self.options["learning_rate"] * self.options["scheduler_gamma"] ** steps
+        gamma = self.options["scheduler_gamma"]
+        if self.options["scheduler"] == "cosine":
+            share = self.iteration / self.options["max_iterations"]
+            factor = gamma + (1 - gamma) * (1 + math.cos(math.pi * share)) / 2
+        else:
+            factor = gamma ** bisect.bisect_right(self.options["scheduler_milestones"], self.epoch)
+        rate = self.options["learning_rate"] * factor
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+
+    def _set_detail(self):
+        """Fade in what encodings hold back in the first part of the training."""
+        share = self.options["coarse_to_fine"]
+        if share > 0:
+            progress = self.iteration / (share * self.options["max_iterations"])
+            self.model.decoder.set_progress(min(progress, 1.0))
 
     def _report(self, report, meter, last):
         iterations_per_second, rays_per_second = meter.read()

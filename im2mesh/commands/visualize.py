@@ -49,18 +49,18 @@ class Visualizer:
             index = number * len(self.dataset) // n_items
             batch = collate([self.dataset[index]])
             with torch.no_grad():
-                shifts = self.model.encode(batch.get("inputs"))
-            panel = self._panel(batch, shifts)
+                latent = self.model.encode(batch.get("inputs"))
+            panel = self._panel(batch, latent)
             self.board.image(f"view_{number}", panel, iteration)
             with atomic_path(self.folder / f"view_{number}{suffix}.png") as path:
                 imageio.imwrite(path, panel)
             entry = self.dataset.entries[index]
             if entry.label not in seen:  # one mesh per object, not per view
                 seen.add(entry.label)
-                self._mesh(shifts, len(seen) - 1, suffix, iteration)
+                self._mesh(latent, len(seen) - 1, suffix, iteration)
         log.debug("pictures and meshes of iteration %d in %s", iteration, self.folder)
 
-    def _panel(self, batch, shifts):
+    def _panel(self, batch, latent):
         """True view, rendered colour, depth and normals, side by side."""
         matrices = (batch["img.camera_mat"], batch["img.world_mat"], batch["img.scale_mat"])
         height, width = batch["img"][0].shape[:2]
@@ -70,16 +70,16 @@ class Visualizer:
             geometry.object_to_image(*matrices)[0],
             height,
             width,
-            shifts,
-            self.renderer.bounds(shifts),
+            latent,
+            self.renderer.bounds(latent),
         )
         pixels = geometry.pixel_centers(height, width)[None]
         true = geometry.look_up(batch["img"][0][None], pixels).view(height, width, 3)
         views = [rendering.image(kind) for kind in ("rgb", "depth", "normal")]
         return torch.cat([true, *views], dim=1).numpy()
 
-    def _mesh(self, shifts, number, suffix, iteration):
-        mesh = self.generator.generate(shifts)
+    def _mesh(self, latent, number, suffix, iteration):
+        mesh = self.generator.generate(latent)
         meshing.save_mesh(
             self.folder / f"mesh_{number}{suffix}.ply", mesh.vertices, mesh.faces, mesh.colors
         )

@@ -11,16 +11,16 @@ import torch
 from torch import nn
 
 from im2mesh.data import ImagesField, InputImagesField, SparseDepthField
-from im2mesh.dvr.decoder import Decoder
+from im2mesh.dvr.fields.registered import FIELDS
 from im2mesh.dvr.generation import Generator
 from im2mesh.dvr.model import DVR
 from im2mesh.dvr.raymarch import DepthFunction
 from im2mesh.dvr.rendering import Renderer
+from im2mesh.dvr.support import Support
 from im2mesh.dvr.training import LossOptions, Trainer
 from im2mesh.encoder import ConvEncoder, ResnetEncoder
 from im2mesh.errors import InputError
 
-DECODERS = {"simple": Decoder}
 IMAGE_ENCODERS = {
     **{f"resnet{depth}": partial(ResnetEncoder, depth) for depth in (18, 34, 50, 101)},
     "simple_conv": ConvEncoder,
@@ -34,6 +34,7 @@ LOSS_TERMS = {  # term of the loss: key of its weight in the section model
     "normal": "lambda_normal",
     "freespace": "lambda_freespace",
     "occupied": "lambda_occupied",
+    "unseen": "lambda_unseen",
 }
 
 
@@ -52,12 +53,14 @@ def get_model(config, device="cpu", n_objects=None):
         does not go with the data or ``c_dim``.
     """
     keys, data = config["model"], config["data"]
-    if keys["decoder"] not in DECODERS:
+    if keys["decoder"] not in FIELDS:
+        near = difflib.get_close_matches(keys["decoder"], FIELDS, n=1)
+        advice = f"did you mean {near[0]}? " if near else ""
         raise InputError(
-            f"model.decoder: unknown decoder {keys['decoder']!r}; known: {', '.join(DECODERS)}"
+            f"model.decoder: unknown decoder {keys['decoder']!r}; {advice}known: {', '.join(FIELDS)}"
         )
     decoder = _construct(
-        DECODERS[keys["decoder"]], "model.decoder_kwargs", keys["decoder_kwargs"],
+        FIELDS[keys["decoder"]], "model.decoder_kwargs", keys["decoder_kwargs"],
         dim=data["dim"], c_dim=keys["c_dim"],
     )
     depth_function = _construct(
@@ -69,7 +72,13 @@ def get_model(config, device="cpu", n_objects=None):
             **keys["depth_function_kwargs"],
         },
     )
-    return DVR(decoder, _encoder(keys, data, n_objects), depth_function).to(device)
+    if keys["visual_hull"] and keys["encoder"] is not None:
+        raise InputError(
+            f"model.visual_hull is true, but with model.encoder {keys['encoder']} there are many objects, "
+            "each with a hull of its own; set false"
+        )
+    support = Support() if keys["visual_hull"] else None
+    return DVR(decoder, _encoder(keys, data, n_objects), depth_function, support).to(device)
 
 
 def _encoder(keys, data, n_objects):
@@ -180,14 +189,16 @@ def get_trainer(config, model, optimizer, device):
         patch_size=config["model"]["patch_size"],
         reduction=config["model"]["reduction_method"],
         coarse_bounds=config["model"]["coarse_bounds"],
+        normal_neighborhood=config["model"]["normal_neighborhood"],
         min_slope=config["model"]["min_slope"],
         depth_range=tuple(config["data"]["depth_range"]),
         precision=PRECISIONS[training["precision"]],
         **{
             key: training[key]
             for key in (
-                "n_training_points", "n_eval_points", "sample_continuous",
-                "occupancy_random_normal", "depth_loss_on_world_points", "use_cube_intersection",
+                "n_training_points", "n_eval_points", "sample_continuous", "pixels_near_mask",
+                "n_surrounding_rays",
+                "occupancy_points", "occupancy_random_normal", "depth_loss_on_world_points", "use_cube_intersection",
                 "always_freespace", "gradient_clip",
             )
         },
@@ -217,7 +228,7 @@ def get_generator(config, model, device):
             key: generation[key]
             for key in (
                 "resolution_0", "upsampling_steps", "padding", "simplify_nfaces",
-                "refinement_step", "refine_max_faces", "with_colors",
+                "refinement_step", "refine_max_faces", "with_colors", "fill_cavities", "smallest_part",
             )
         },
     )

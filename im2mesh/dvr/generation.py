@@ -11,6 +11,9 @@ from im2mesh import meshing
 from im2mesh.errors import InputError
 
 
+COLOR_CHUNK = 2**14  # vertices at a time, each seen from several views
+
+
 @dataclass
 class GeneratedMesh:
     """A mesh, how it came about and how long each stage took.
@@ -57,6 +60,8 @@ class Generator:
         refinement_step=30,
         refine_max_faces=10000,
         with_colors=True,
+        fill_cavities=True,
+        smallest_part=0.0,
         device="cpu",
         seed=0,
     ):
@@ -74,16 +79,22 @@ class Generator:
         self.refinement_step = refinement_step
         self.refine_max_faces = refine_max_faces
         self.with_colors = with_colors
+        self.fill_cavities = fill_cavities
+        self.smallest_part = smallest_part
         self.device = torch.device(device)
         self.seed = seed
 
-    def generate(self, shifts=None):
+    def generate(self, latent=None, camera_centers=None):
         """The mesh of one object.
 
         Parameters
         ----------
-        shifts : list of Tensors (1, H) or None
-            Latent of the object, from ``model.encode``.
+        latent : from ``model.encode``, or None
+            Of the object.
+        camera_centers : float64 array (C, 3) or None
+            Of the views of the object, object space. Colours that depend on the direction of view
+            become their mean over the views that see a vertex; without them, they are those seen along
+            the inward normal.
 
         Returns
         -------
@@ -93,7 +104,7 @@ class Generator:
         self.model.eval()
         seconds = {}
         max_points = self.model.depth_function.max_points
-        logit_field = self.model.logit_field(shifts)
+        logit_field = self.model.logit_field(latent)
         with _timed(seconds, "extraction"):
             extracted = meshing.extract_mesh(
                 logit_field,
@@ -105,6 +116,12 @@ class Generator:
                 device=self.device,
             )
         vertices, faces, colors = extracted.vertices, extracted.faces, None
+        if not extracted.is_empty:
+            with _timed(seconds, "parts"):
+                if self.fill_cavities:
+                    vertices, faces = meshing.drop_cavities(vertices, faces)
+                if self.smallest_part > 0:
+                    vertices, faces = meshing.largest_components(vertices, faces, self.smallest_part)
         if not extracted.is_empty and self.simplify_nfaces is not None:
             with _timed(seconds, "simplification"):
                 vertices, faces = meshing.simplify(vertices, faces, self.simplify_nfaces)
@@ -113,7 +130,7 @@ class Generator:
                 vertices = meshing.refine(
                     vertices,
                     faces,
-                    self.model.logit_and_gradient(shifts),
+                    self.model.logit_and_gradient(latent),
                     n_steps=self.refinement_step,
                     max_faces=self.refine_max_faces,
                     tau=self.threshold,
@@ -122,10 +139,24 @@ class Generator:
                 )
         if self.with_colors:
             with _timed(seconds, "colors"):
-                colors = meshing.vertex_colors(
-                    self.model.color_field(shifts), vertices, max_points, self.device
-                )
+                if camera_centers is None or not self.model.decoder.view_dependent or len(faces) == 0:
+                    colors = meshing.vertex_colors(
+                        self.model.color_field(latent), vertices, max_points, self.device
+                    )
+                else:
+                    colors = self._colors_in_views(latent, vertices, faces, camera_centers)
         return GeneratedMesh(vertices, faces, colors, extracted, seconds)
+
+
+    def _colors_in_views(self, latent, vertices, faces, camera_centers):
+        directions, weights = meshing.views_of_vertices(vertices, faces, camera_centers)
+        arrays = [torch.from_numpy(array).float() for array in (vertices, directions, weights)]
+        chunks = zip(*(array.split(COLOR_CHUNK) for array in arrays))
+        rgb = torch.cat([
+            self.model.color_in_views(*(part.to(self.device) for part in chunk), latent).cpu()
+            for chunk in chunks
+        ])
+        return meshing.rgba(rgb.numpy())
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from im2mesh.dvr.raymarch import DepthFunction
+from im2mesh.dvr.support import FREE
 from im2mesh.encoder import ResnetEncoder
 from im2mesh.layers import autocast
 
@@ -13,20 +14,32 @@ class DVR(nn.Module):
 
     Parameters
     ----------
-    decoder : Decoder
+    decoder : Field
     encoder : nn.Module or None
         Inputs (B, ...) -> latent codes (B, C); None for one object without a latent code.
     depth_function : DepthFunction
+    support : Support or None
+        Where the object can be; None: anywhere in the cube.
     """
 
-    def __init__(self, decoder, encoder=None, depth_function=DepthFunction()):
+    def __init__(self, decoder, encoder=None, depth_function=DepthFunction(), support=None):
         super().__init__()
         self.decoder = decoder
         self.encoder = encoder
         self.depth_function = depth_function
+        self.support = support
+
+    @property
+    def trusts_grids(self):
+        """Whether shortcuts of the search that rest on a smooth field may be taken.
+
+        Behind an encoding a grid of some cells shows too little of the field, and so do slopes between
+        distant samples; a support leaves little to gain.
+        """
+        return self.decoder.piecewise_linear and self.support is None
 
     def encode(self, inputs, dtype=None):
-        """Latent shifts of the decoder's blocks for a batch of inputs.
+        """What the decoder takes from a batch of inputs.
 
         Parameters
         ----------
@@ -38,12 +51,12 @@ class DVR(nn.Module):
 
         Returns
         -------
-        list of Tensors (B, H), or None without an encoder
+        The latent of :meth:`Field.condition`, or None without an encoder
             Differentiable with respect to the weights.
         """
         if self.encoder is None:
             return None
-        weight = self.decoder.fc_p.weight
+        weight = next(self.decoder.parameters())
         inputs = inputs.to(weight.device)
         if inputs.dtype == torch.uint8:
             inputs = inputs.to(weight.dtype) / 255
@@ -62,45 +75,78 @@ class DVR(nn.Module):
         if isinstance(self.encoder, ResnetEncoder):
             self.encoder.load_pretrained()
 
-    def logit_field(self, shifts=None, objects=None, dtype=None):
+    def logit_field(self, latent=None, objects=None, dtype=None):
         """Occupancy logits as a function (points (M, 3), rays (M,)) -> (M,).
 
         Parameters
         ----------
-        shifts : list of Tensors (B, H) or None
-            From :meth:`encode`.
+        latent : from :meth:`encode`, or None
         objects : Tensor (R,), int64, or None
             The object of every ray; None when there is one object only.
         dtype : torch.dtype or None
             Reduced precision of the arithmetic; the logits are of the points' type all the same.
         """
 
-        def field(points, rays=None):
+        def everywhere(points, rays=None):
             with autocast(points.device, dtype):
-                out = self.decoder(points, shifts, None if objects is None else objects[rays])
-            return out[:, 0].to(points.dtype)
+                logits = self.decoder.occupancy(
+                    points, latent, None if objects is None else objects[rays]
+                )
+            return logits.to(points.dtype)
 
-        return field
+        def in_support(points, rays=None):
+            rows = self.support(points).nonzero()[:, 0]
+            logits = everywhere(points[rows], None if objects is None else rays[rows])
+            return torch.full_like(points[:, 0], FREE).index_copy(0, rows, logits)
 
-    def logit_and_gradient(self, shifts=None):
+        return everywhere if self.support is None else in_support
+
+    def logit_and_gradient(self, latent=None):
         """Logits of one object and their gradients as a function (M, 3) -> (M,), (M, 3)."""
 
         def field(points):
-            out, trace = self.decoder.trace(points, shifts)
-            return out[:, 0], self.decoder.gradient(trace)
+            found = self.decoder.evaluate(points, latent)
+            return found.out[:, 0], found.gradient()
 
         return field
 
-    def color_field(self, shifts=None):
-        """Colours of one object as a function points (M, 3) -> rgb (M, 3) in [0, 1]."""
-        return lambda points: torch.sigmoid(self.decoder(points, shifts)[:, 1:])
+    def color_field(self, latent=None):
+        """Colours of one object as a function points (M, 3) -> rgb (M, 3) in [0, 1].
+
+        Where they depend on the direction of view, they are those seen along the inward normal.
+        """
+        return lambda points: torch.sigmoid(self.decoder(points, latent)[:, 1:])
+
+    @torch.no_grad()
+    def color_in_views(self, points, directions, weights, latent=None):
+        """Mean colours of points of one object over the directions along which they are seen.
+
+        Parameters
+        ----------
+        points : Tensor (M, 3)
+        directions : Tensor (M, K, 3)
+            Object space, of any length.
+        weights : Tensor (M, K)
+            Of each direction; where all are 0, the colour is that along the inward normal.
+
+        Returns
+        -------
+        Tensor (M, 3), rgb in [0, 1]
+        """
+        found = self.decoder.evaluate(points, latent)
+        total = weights.sum(dim=1, keepdim=True)
+        along_normal = torch.sigmoid(found.out[:, 1:])
+        mean = torch.zeros_like(along_normal)
+        for direction, weight in zip(directions.unbind(dim=1), weights.unbind(dim=1)):
+            mean += weight[:, None] * torch.sigmoid(found.colors(direction))
+        return torch.where(total > 0, mean / total.clamp_min(1e-9), along_normal)
 
     @property
     def has_color(self):
-        return self.decoder.out_dim == 4
+        return self.decoder.has_color
 
-    def find_surface(self, origins, directions, shifts=None, objects=None, n_steps=None,
-                     generator=None, bounds=None, dtype=None):
+    def find_surface(self, origins, directions, latent=None, objects=None, n_steps=None,
+                     generator=None, bounds=None, dtype=None, closest=False):
         """March rays (R, 3) of one or more objects; see :meth:`DepthFunction.find_surface`.
 
         ``bounds`` (:class:`im2mesh.dvr.bounds.OccupancyBounds` or None) tell where not to look. With a
@@ -112,11 +158,10 @@ class DVR(nn.Module):
             return bounds.estimate(points, None if objects is None else objects[rays])
 
         return self.depth_function.find_surface(
-            self.logit_field(shifts, objects), origins, directions, n_steps, generator,
+            self.logit_field(latent, objects), origins, directions, n_steps, generator,
             estimate=bounds and estimate,
-            scout=None if dtype is None else self.logit_field(shifts, objects, dtype),
+            scout=None if dtype is None else self.logit_field(latent, objects, dtype),
+            support=self.support,
+            closest=closest,
+            every_sample=not self.trusts_grids,
         )
-
-    def normals(self, trace):
-        """Unit normals (M, 3) out of the object; differentiable with respect to the weights."""
-        return -nn.functional.normalize(self.decoder.gradient(trace), dim=-1, eps=1e-9)

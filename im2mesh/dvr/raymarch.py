@@ -37,17 +37,22 @@ class RayHits:
         The ray comes from free space and meets the surface.
     starts_inside : Tensor (R,), bool
         The first sample is inside already: not a hit.
+    closest : Tensor (R,) or None
+        Depth of the sample with the largest value of those that were evaluated; +inf where none was.
+        Only where it was asked for.
     """
 
     depth: torch.Tensor
     points: torch.Tensor
     hit: torch.Tensor
     starts_inside: torch.Tensor
+    closest: torch.Tensor | None = None
 
 
 @torch.no_grad()
 def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8,
-          method=METHODS[0], max_points=None, n_coarse=None, estimate=None, scout=None):
+          method=METHODS[0], max_points=None, n_coarse=None, estimate=None, scout=None,
+          support=None, closest=False):
     """First crossing from free space into the object along every ray.
 
     ``n_steps`` depths are placed evenly over [near, far], both ends included. They are
@@ -85,6 +90,11 @@ def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8,
     scout : callable or None
         A cheaper, less exact ``field`` that looks for the surface in its place; the same holds
         for the two samples around the surface and for rays that they prove wrong.
+    support : im2mesh.dvr.support.Support, or None
+        Where the field may be other than negative. Samples before the first and after the last of a
+        ray's that lie there are not evaluated; what is found is the same.
+    closest : bool
+        Note the sample with the largest value of each ray.
 
     Returns
     -------
@@ -93,11 +103,17 @@ def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8,
     """
     if not torch.is_tensor(n_steps):
         n_steps = torch.full((len(near),), n_steps, dtype=torch.long, device=near.device)
+    last = n_steps - 1
     samples = _Samples(
-        field, origins, directions, near, far, n_steps - 1, max_points, estimate, scout
+        field, origins, directions, near, far, last, torch.zeros_like(last), last, max_points, estimate,
+        scout, _Largest(near) if closest else None,
     )
+    active = far > near
+    if support is not None:
+        first, final = support.samples(origins, directions, near, far, last)
+        samples.start, samples.end, active = (first - 1).clamp_min(0), final, first >= 0
     strides = torch.ones_like(n_steps) if n_coarse is None else (n_steps // n_coarse).clamp_min(1)
-    brackets, inside = _search(samples, (far > near).nonzero()[:, 0], strides)
+    brackets, inside = _search(samples, active.nonzero()[:, 0], strides)
     samples.make_sure(brackets)
     wrong = (brackets.low_value >= 0) | (brackets.high_value < 0)
     if wrong.any():
@@ -116,7 +132,26 @@ def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8,
     hit = depth.isfinite()
     points = torch.addcmul(origins, depth.where(hit, 0)[:, None], directions)
     depth[starts_inside] = 0
-    return RayHits(depth, points.where(hit[:, None], 0), hit, starts_inside)
+    nearest = None
+    if closest:
+        nearest = samples.depths(slice(None), samples.largest.index)
+        nearest = nearest.where(samples.largest.value > -torch.inf, torch.inf)
+    return RayHits(depth, points.where(hit[:, None], 0), hit, starts_inside, nearest)
+
+
+class _Largest:
+    """The largest value met on each ray, and the sample that has it."""
+
+    def __init__(self, like):
+        self.value = torch.full_like(like, -torch.inf)
+        self.index = torch.zeros_like(like, dtype=torch.long)
+
+    def note(self, rays, values, index):
+        """Values and indices (A, K) of samples of the rays (A,)."""
+        value, place = values.max(dim=1)
+        larger = (value > self.value[rays]).nonzero()[:, 0]
+        self.value[rays[larger]] = value[larger]
+        self.index[rays[larger]] = index[larger, place[larger]]
 
 
 @dataclass
@@ -155,6 +190,9 @@ class _Samples:
 
     last : Tensor (R,), int64
         Index of each ray's last sample.
+    start, end : Tensor (R,), int64
+        The first and the last sample that is of interest.
+    largest : _Largest or None
     """
 
     field: callable
@@ -163,9 +201,12 @@ class _Samples:
     near: torch.Tensor
     far: torch.Tensor
     last: torch.Tensor
+    start: torch.Tensor
+    end: torch.Tensor
     max_points: int | None
     estimate: callable
     scout: callable
+    largest: _Largest | None
 
     @property
     def pitch(self):
@@ -216,11 +257,10 @@ class _Samples:
 
     def at_start(self, rays):
         """Values of the first samples; those inside are the field's own."""
-        values = self.search_values(rays, self.near[rays])
+        depths = self.depths(rays, self.start[rays])
+        values = self.search_values(rays, depths)
         inside = (values >= 0).nonzero()[:, 0]
-        values[inside] = self.own_values(
-            rays[inside], self.near[rays[inside]], values[inside]
-        )
+        values[inside] = self.own_values(rays[inside], depths[inside], values[inside])
         return values
 
     def make_sure(self, intervals):
@@ -241,6 +281,8 @@ def _search(samples, rays, strides):
         Of the first look.
     """
     value = samples.at_start(rays)
+    if samples.largest is not None:
+        samples.largest.note(rays, value[:, None], samples.start[rays, None])
     outside = value < 0
     intervals = _first_look(samples, rays[outside], value[outside], strides)
     return _halve(samples, intervals, strides), rays[~outside]
@@ -262,14 +304,15 @@ def _first_look(samples, active, value, strides):
     _Intervals
         Those that end inside, and the others with samples between their ends.
     """
-    index = torch.zeros_like(active)
+    index = samples.start[active]
     found = [_Intervals(active[:0], index[:0], value[:0], index[:0], value[:0])]
     block = MIN_BLOCK
     if len(active):
-        block = max(block, int(((samples.last + 1) // strides).max()) // MAX_BLOCKS)
+        n_samples = (samples.end - samples.start + 1) // strides
+        block = max(block, int(n_samples.max()) // MAX_BLOCKS)
     while len(active):
         block = max(block, SMALL_CALL // len(active))
-        stride, end = strides[active, None], samples.last[active, None]
+        stride, end = strides[active, None], samples.end[active, None]
         high = index[:, None] + stride * torch.arange(1, block + 1, device=value.device)
         exists = high < end + stride
         high = torch.minimum(high, end)
@@ -279,6 +322,8 @@ def _first_look(samples, active, value, strides):
         high_value[place] = samples.search_values(
             rays[place], samples.depths(rays[place], high[place])
         )
+        if samples.largest is not None:
+            samples.largest.note(active, high_value, high)
         intervals = _Intervals(
             rays,
             torch.cat([index[:, None], high[:, :-1]], dim=1),
@@ -431,7 +476,7 @@ class DepthFunction:
         return tuple(torch.full_like(origins[:, 0], depth) for depth in self.depth_range)
 
     def find_surface(self, logit_field, origins, directions, n_steps=None, generator=None,
-                     estimate=None, scout=None):
+                     estimate=None, scout=None, support=None, closest=False, every_sample=False):
         """March rays (R, 3) through a field of occupancy logits.
 
         Parameters
@@ -445,6 +490,12 @@ class DepthFunction:
             Knows where the field need not be evaluated, see :func:`march`.
         scout : callable or None
             A cheaper ``logit_field`` to search with, see :func:`march`.
+        support : Support, or None
+            Outside of which there is no surface, see :func:`march`.
+        closest : bool
+            Note the sample with the largest logit of each ray.
+        every_sample : bool
+            Search as if ``adaptive`` were off.
 
         Returns
         -------
@@ -457,7 +508,7 @@ class DepthFunction:
             steps = steps.to(origins.device)
 
         n_coarse = None
-        if self.adaptive:
+        if self.adaptive and not every_sample:
             n_coarse = (torch.as_tensor(steps) // COARSE_SHARE).clamp(*N_COARSE)
 
         def shifted(field):
@@ -479,6 +530,8 @@ class DepthFunction:
             n_coarse=n_coarse,
             estimate=estimate and shifted_estimate,
             scout=shifted(scout),
+            support=support,
+            closest=closest,
         )
 
 

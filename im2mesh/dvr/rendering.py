@@ -7,6 +7,7 @@ import torch
 
 from im2mesh import geometry
 from im2mesh.dvr.bounds import FINE, OccupancyBounds
+from im2mesh.dvr.field import outward_normals
 
 CHUNK = 2**16  # rays at a time: memory does not grow with the resolution
 
@@ -84,21 +85,21 @@ class Renderer:
         self.background = background
         self.device = torch.device(device)
 
-    def bounds(self, shifts=None):
+    def bounds(self, latent=None):
         """Bounds of an object's field, found once for all of its renderings.
 
         Returns
         -------
         OccupancyBounds, or None when they are not to be used
         """
-        if not self.coarse_bounds:
+        if not (self.coarse_bounds and self.model.trusts_grids):
             return None
         bounds = OccupancyBounds(FINE)
-        bounds.update(self.model.logit_field(shifts), self.device)
+        bounds.update(self.model.logit_field(latent), self.device)
         return bounds
 
     @torch.no_grad()
-    def render(self, object_to_image, height, width, shifts=None, bounds=None):
+    def render(self, object_to_image, height, width, latent=None, bounds=None):
         """All pixels of one camera.
 
         Parameters
@@ -107,8 +108,8 @@ class Renderer:
             From :func:`im2mesh.geometry.object_to_image`.
         height, width : int
             Pixels; any size fits, the rays are rendered in chunks.
-        shifts : list of Tensors (1, H) or None
-            Latent of the object, from ``model.encode``.
+        latent : from ``model.encode``, or None
+            Of the object.
         bounds : OccupancyBounds or None
             From :meth:`bounds`; saves evaluations.
 
@@ -123,7 +124,7 @@ class Renderer:
         generator = torch.Generator().manual_seed(0)
         parts = [
             self._render_rays(
-                o.to(self.device), d.to(self.device), shifts, bounds, generator
+                o.to(self.device), d.to(self.device), latent, bounds, generator
             )
             for o, d in zip(origins[0].split(CHUNK), directions[0].split(CHUNK))
         ]
@@ -135,19 +136,21 @@ class Renderer:
             hit.view(height, width),
         )
 
-    def _render_rays(self, origins, directions, shifts, bounds, generator):
+    def _render_rays(self, origins, directions, latent, bounds, generator):
         hits = self.model.find_surface(
-            origins, directions, shifts, n_steps=self.n_steps, generator=generator,
+            origins, directions, latent, n_steps=self.n_steps, generator=generator,
             bounds=bounds,
         )
         rgb = torch.full_like(origins, background_value(self.background))
         normals = torch.zeros_like(origins)
         rays = hits.hit.nonzero()[:, 0]
-        for chunk in rays.split(CHUNK // 4):  # a trace holds many numbers per point
-            out, trace = self.model.decoder.trace(hits.points[chunk], shifts)
+        for chunk in rays.split(CHUNK // 4):  # an evaluation holds many numbers per point
+            found = self.model.decoder.evaluate(
+                hits.points[chunk], latent, directions=directions[chunk]
+            )
             if self.model.has_color:
-                rgb[chunk] = torch.sigmoid(out[:, 1:])
-            normals[chunk] = self.model.normals(trace)
+                rgb[chunk] = torch.sigmoid(found.out[:, 1:])
+            normals[chunk] = outward_normals(found.gradient())
         depth = hits.depth.where(hits.hit, torch.inf)
         return rgb, depth, normals, hits.hit
 

@@ -11,13 +11,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from im2mesh import geometry
 from im2mesh.dvr import losses
 from im2mesh.dvr.bounds import FINE, OccupancyBounds
-from im2mesh.dvr.decoder import Trace
+from im2mesh.dvr.field import outward_normals
 from im2mesh.dvr.implicit import depth_with_gradient, follow_surface
-from im2mesh.dvr.sampling import sample_pixels
+from im2mesh.dvr.sampling import mask_boxes, sample_pixels
+from im2mesh.dvr.support import FREE
+from im2mesh.dvr.visibility import SeenCells
 
 COLOR_TERMS = {"rgb", "image_gradients"}
 DEPTH_TERMS = {"depth", "sparse_depth"}  # read from disk only where their weight is not 0
@@ -36,7 +39,6 @@ SAME_SURFACE = 1e-3  # cube edges
 OBJECT_GRID = 1.3  # points that the grid of an object gets for each of its rays, where fields are many
 LEAST_CELLS = 8  # of such a grid, per axis: coarser ones lose thin parts
 MOST_POINTS = 3  # of such a grid, for each ray: more cost as much as they save
-NORMAL_NEIGHBORHOOD = 1e-3  # side of the cube around a point in which its normal shall be steady
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,15 @@ class LossOptions:
     reduction: str = "sum"
     depth_range: tuple = (0.0, 2.4)
     sample_continuous: bool = False
+    pixels_near_mask: int | None = None
+    n_surrounding_rays: int = 0
+    occupancy_points: str = "random"
     occupancy_random_normal: bool = False
     depth_loss_on_world_points: bool = False
     use_cube_intersection: bool = True
     always_freespace: bool = True
     coarse_bounds: bool = True
+    normal_neighborhood: float = 1e-3
     min_slope: float = 1e-3
     gradient_clip: float | None = None
     precision: torch.dtype | None = None
@@ -116,9 +122,10 @@ class Trainer:
         self.device = torch.device(device)
         self.seed = seed
         # One object's field is followed from step to step; latent codes bring new ones each time.
-        follows = options.coarse_bounds and model.encoder is None
+        follows = options.coarse_bounds and model.encoder is None and model.trusts_grids
         self.bounds = OccupancyBounds() if follows else None
         self.looked, self.look_every = -1, LOOK_EVERY[0]  # iteration of the last look; until the next
+        self.seen = SeenCells(device=device) if options.weights.get("unseen") else None
 
     def state_dict(self):
         """What a resumed run needs beside model and optimizer."""
@@ -126,6 +133,7 @@ class Trainer:
             "bounds": self.bounds and self.bounds.state_dict(),
             "looked": self.looked,
             "look_every": self.look_every,
+            "seen": self.seen and self.seen.last_seen,
         }
 
     def load_state_dict(self, state):
@@ -134,6 +142,34 @@ class Trainer:
         if self.bounds is not None and isinstance(bounds, dict):  # else they are found anew
             self.bounds.load_state_dict(bounds, self.device)
             self.looked, self.look_every = state["looked"], state["look_every"]
+        if self.seen is not None and torch.is_tensor(state.get("seen")):
+            self.seen.last_seen.copy_(state["seen"])
+
+    def become_hull(self, n_iterations, n_points=4096):
+        """Make the field the cells of the model's support, so that the training starts from there.
+
+        Half of the points of each step lie anywhere in the cube, half near the border of the support.
+        """
+        if n_iterations == 0:
+            return
+        support, generator = self.model.support, self._generator(6)
+        cells = support.cells()
+        border = cells ^ (F.max_pool3d((~cells)[None, None].float(), 3, 1, 1)[0, 0] == 0)
+        border = border.nonzero() if border.any() else cells.nonzero()
+        half = (1 + geometry.CUBE_PADDING) / 2
+        self.model.train()
+        for _ in range(n_iterations):
+            chosen = torch.randint(len(border), (n_points // 2,), generator=generator)
+            offset = torch.rand(n_points // 2, 3, generator=generator) * 5 - 2  # cells
+            near = (border[chosen.to(border.device)].cpu() + offset) / support.resolution - 0.5
+            anywhere = torch.rand(n_points // 2, 3, generator=generator) - 0.5
+            points = (2 * half * torch.cat([near, anywhere])).to(self.device)
+            logits = self.model.decoder.occupancy(points)
+            loss = F.binary_cross_entropy_with_logits(logits, support(points).to(logits))
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+        self.optimizer.state.clear()  # moments of another loss
 
     def train_step(self, batch, iteration):
         """One gradient step.
@@ -159,11 +195,21 @@ class Trainer:
         self.model.train()
         generator = self._generator(0, iteration)
         steps = self.model.depth_function.training_steps(iteration)
-        rays = self._sample(batch, self.options.n_training_points, generator)
+        rays = self._sample(
+            batch, self.options.n_training_points, generator, self.options.pixels_near_mask
+        )
         wanted = {name for name, weight in self.options.weights.items() if weight != 0}
-        shifts = self.model.encode(batch.get("inputs"), self.options.precision)
-        bounds = self._bounds(iteration, rays, steps) or self._object_bounds(rays, shifts)
-        values, hit = self._terms(rays, shifts, wanted, steps, generator, bounds)
+        latent = self.model.encode(batch.get("inputs"), self.options.precision)
+        bounds = self._bounds(iteration, rays, steps) or self._object_bounds(rays, latent)
+        values, hits = self._terms(rays, latent, wanted, steps, generator, bounds)
+        hit = hits.hit[: len(rays.mask)]
+        if "normal" in wanted and self.options.n_surrounding_rays > 0:
+            around = self._normals_all_around(steps, self._generator(7, iteration))
+            values["normal"] = torch.cat([values["normal"], around])
+        if self.seen is not None:
+            self._note_seen(rays, hits, iteration)
+            unseen = self.seen.unseen_points(iteration, self.model.support, self._generator(4, iteration))
+            values["unseen"] = losses.occupied(self.model.decoder.occupancy(unseen))
         terms = self._reduced(values, len(batch["img"]))
         loss = self._weighted(terms)
         self.optimizer.zero_grad(set_to_none=True)
@@ -200,6 +246,7 @@ class Trainer:
             term
             for term in weights
             if (weights[term] != 0 or term not in DEPTH_TERMS)
+            and term != "unseen"
             and (self.model.has_color or term not in COLOR_TERMS)
             and (self.options.patch_size > 1 or term != "image_gradients")
         ]
@@ -233,9 +280,10 @@ class Trainer:
             generator = self._generator(1, i)
             rays = self._sample(batch, self.options.n_eval_points, generator)
             wanted = set(self.options.weights)
-            shifts = self.model.encode(batch.get("inputs"))
-            bounds = fine or self._object_bounds(rays, shifts)
-            values, hit = self._terms(rays, shifts, wanted, None, generator, bounds)
+            latent = self.model.encode(batch.get("inputs"))
+            bounds = fine or self._object_bounds(rays, latent)
+            values, hits = self._terms(rays, latent, wanted, None, generator, bounds)
+            hit = hits.hit[: len(rays.mask)]
             batch_size = len(batch["img"])
             terms = self._reduced(values, batch_size)
             for name, term in {"loss": self._weighted(terms), **terms}.items():
@@ -271,18 +319,18 @@ class Trainer:
             self.look_every = min(2 * self.look_every, LOOK_EVERY[1])
         return bounds
 
-    def _object_bounds(self, rays, shifts):
+    def _object_bounds(self, rays, latent):
         """Bounds of the fields of a batch's objects as they are now, or None where they are of no use."""
-        if not self.options.coarse_bounds or shifts is None:
+        if not (self.options.coarse_bounds and self.model.trusts_grids) or latent is None:
             return None
-        n_objects = len(shifts[0])
+        n_objects = rays.n_images
         n_rays = len(rays.origins) / n_objects
         n_cells = int((OBJECT_GRID * n_rays) ** (1 / 3)) - 1
         n_cells = max(n_cells // 2 * 2, LEAST_CELLS)  # even: what is thin lies in the middle, if anywhere
         if (n_cells + 1) ** 3 > MOST_POINTS * n_rays:
             return None
         bounds = OccupancyBounds(n_cells, n_objects)
-        field = self.model.logit_field(shifts, torch.arange(n_objects, device=self.device))
+        field = self.model.logit_field(latent, torch.arange(n_objects, device=self.device))
         bounds.update(field, self.device)
         return bounds
 
@@ -304,13 +352,16 @@ class Trainer:
         state = np.random.SeedSequence([self.seed, *stream]).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(state[0]))
 
-    def _sample(self, batch, n_points, generator):
+    def _sample(self, batch, n_points, generator, near_mask=None):
         """Choose pixels and look up what is known of them; only that moves to the device."""
         images = batch["img"]
         batch_size, (height, width) = len(images), images[0].shape[:2]
+        boxes = None
+        if near_mask is not None:
+            boxes = mask_boxes(batch["img.mask"], near_mask, self.options.patch_size)
         pixels, n_patches = sample_pixels(
             n_points, self.options.patch_size, height, width, batch_size, generator,
-            self.options.sample_continuous,
+            self.options.sample_continuous, boxes,
         )
         matrices = (batch["img.camera_mat"], batch["img.world_mat"], batch["img.scale_mat"])
         to_image = geometry.object_to_image(*matrices)
@@ -348,26 +399,25 @@ class Trainer:
     def _moved(self, tensor):
         """A tensor on the device; a GPU takes it from pinned memory while this process goes on."""
         if self.device.type == "cuda":
-            tensor = tensor.pin_memory()
+            tensor = tensor.contiguous().pin_memory()  # an expanded view cannot be pinned
         return tensor.to(self.device, non_blocking=True)
 
-    def _terms(self, rays, shifts, wanted, n_steps, generator, bounds=None):
+    def _terms(self, rays, latent, wanted, n_steps, generator, bounds=None):
         """Per-ray values of the wanted terms.
 
         Returns
         -------
         values : dict of Tensor
             By term; one value per ray (or patch) that the term applies to.
-        hit : Tensor (R,), bool
-            Which pixels found a surface.
+        hits : RayHits
         """
         decoder, n_pixels = self.model.decoder, len(rays.mask)
         hits = self.model.find_surface(
-            rays.origins, rays.directions, shifts, rays.objects, n_steps, generator, bounds,
+            rays.origins, rays.directions, latent, rays.objects, n_steps, generator, bounds,
             self.options.precision if torch.is_grad_enabled() else None,
+            closest=self.options.occupancy_points == "closest",
         )
-        hit = hits.hit[:n_pixels]
-        groups, empty = self._choose(rays, hits.hit, wanted, generator, bounds)
+        groups, empty = self._choose(rays, hits, wanted, generator, bounds)
         sparse, visible, stray = (group for group, _ in groups[:3])
         points = torch.cat(
             [hits.points[sparse], hits.points[visible], hits.points[stray]]
@@ -375,7 +425,8 @@ class Trainer:
         )
         chosen = torch.cat([group for group, _ in groups])
         objects = None if rays.objects is None else rays.objects[chosen]
-        out, trace = decoder.trace(points, shifts, objects)
+        found_there = decoder.evaluate(points, latent, objects, rays.directions[chosen])
+        out = found_there.out
         at_sparse, at_visible, at_stray, at_free, at_occupied = out.split(
             [len(group) for group, _ in groups]
         )
@@ -384,10 +435,7 @@ class Trainer:
         moving = torch.cat([sparse, visible])
         found = hits.depth[moving]
         if torch.is_grad_enabled():
-            with torch.no_grad():
-                rate = decoder.directional_derivative(
-                    trace[: len(moving)], rays.directions[moving]
-                )
+            rate = found_there[: len(moving)].along(rays.directions[moving])
             attached = depth_with_gradient(
                 found, out[: len(moving), 0], rate[:, 0], self.options.min_slope
             )
@@ -414,16 +462,29 @@ class Trainer:
         if "normal" in wanted:
             rows = slice(len(sparse), len(sparse) + len(visible) + len(stray))
             values["normal"] = self._normal_values(
-                points[rows], trace[rows], shifts, None if objects is None else objects[rows],
+                points[rows], found_there[rows], latent, None if objects is None else objects[rows],
                 generator,
             )
         if "freespace" in wanted:
             values["freespace"] = losses.freespace(torch.cat([at_stray[:, 0], at_free[:, 0], empty]))
         if "occupied" in wanted:
             values["occupied"] = losses.occupied(at_occupied[:, 0])
-        return values, hit
+        return values, hits
 
-    def _choose(self, rays, hit, wanted, generator, bounds):
+    def _note_seen(self, rays, hits, iteration):
+        """What the rays of a step pass through before they meet something."""
+        near, far = self._interval(rays, geometry.CUBE_PADDING)
+        n_pixels = len(rays.mask)
+        hit = hits.hit[:n_pixels]
+        # A ray of the background has been free all along, whatever the model says; one of the object
+        # that found nothing has been led astray.
+        end = torch.where(rays.mask, torch.where(hit, hits.depth[:n_pixels], near), far)
+        self.seen.note(
+            rays.origins[:n_pixels], rays.directions[:n_pixels], near, end, iteration,
+            self._generator(5, iteration),
+        )
+
+    def _choose(self, rays, hits, wanted, generator, bounds):
         """The rays of each kind that some wanted term needs, and points for those without a hit.
 
         Returns
@@ -434,7 +495,7 @@ class Trainer:
             Logits of points for free rays where the bounds show that there is nothing to learn.
         """
         n_pixels = len(rays.mask)
-        hit, sparse_hit = hit[:n_pixels], hit[n_pixels:]
+        hit, sparse_hit = hits.hit[:n_pixels], hits.hit[n_pixels:]
         mask = rays.mask
         nothing = torch.zeros_like(mask)
 
@@ -458,8 +519,12 @@ class Trainer:
             logits, errors = bounds.estimate(free_points, objects)
             certain = logits + errors < EMPTY
             empty, free, free_points = logits[certain], free[~certain], free_points[~certain]
+        if self.model.support is not None:
+            within = self.model.support(free_points)
+            empty = torch.full_like(depth[free[~within]], FREE)
+            free, free_points = free[within], free_points[within]
 
-        depth, known = self._occupied_depth(rays, generator)
+        depth, known = self._occupied_depth(rays, hits, generator)
         occupied = indices(~hit & mask & known, "occupied")
         occupied_points = rays.origins[occupied] + depth[occupied, None] * rays.directions[occupied]
         groups = [
@@ -468,9 +533,12 @@ class Trainer:
         ]
         return groups, empty
 
-    def _occupied_depth(self, rays, generator):
+    def _occupied_depth(self, rays, hits, generator):
         """Depth (R,) at which a ray of the mask shall be occupied, and where there is one."""
         near, far = self._interval(rays, 0.0)
+        if hits.closest is not None:
+            depth = hits.closest[: len(near)]
+            return depth, depth.isfinite()
         if self.options.occupancy_random_normal:
             noise = torch.randn(len(near), generator=generator).to(near)
             depth = (near + far) / 2 + noise * (far - near) / 8
@@ -511,17 +579,34 @@ class Trainer:
             return losses.depth_as_points(predicted, true, directions)
         return losses.depth(predicted, true)
 
-    def _normal_values(self, points, trace, shifts, objects, generator):
+    def _normal_values(self, points, found, latent, objects, generator):
         offset = torch.rand(len(points), 3, generator=generator).to(points) - 0.5
-        with torch.no_grad():  # signs only: the gradient's own graph follows from the weights
-            _, nearby = self.model.decoder.trace(
-                points + NORMAL_NEIGHBORHOOD * offset, shifts, objects
-            )
-        # Two points in the same linear piece of the network have the same normal, whatever the weights.
-        rows = trace.differs(nearby).nonzero()[:, 0]
-        normals = self.model.normals(Trace.cat([trace[rows], nearby[rows]]))
-        values = losses.normal_smoothness(*normals.chunk(2))
+        nearby = self.model.decoder.evaluate_for_gradient(
+            points + self.options.normal_neighborhood * offset, latent, objects
+        )
+        rows = (~found.same_piece(nearby)).nonzero()[:, 0]
+        normals = map(outward_normals, found[rows].gradients_with(nearby[rows]))
+        values = losses.normal_smoothness(*normals)
         return values.new_zeros(len(points)).index_copy(0, rows, values)
+
+    def _normals_all_around(self, n_steps, generator):
+        """The normal term where rays from random points around the object meet it.
+
+        They reach surfaces that no view shows, about which nothing else says what is likely.
+        """
+        n_rays = self.options.n_surrounding_rays
+        origins = F.normalize(torch.randn(n_rays, 3, generator=generator), dim=1).to(self.device)
+        if self.model.support is None:
+            targets = (torch.rand(n_rays, 3, generator=generator) - 0.5).to(self.device)
+        else:
+            targets = self.model.support.random_points(n_rays, generator)
+        directions = (targets - origins)[: len(targets)]
+        hits = self.model.find_surface(
+            origins[: len(targets)], directions, n_steps=n_steps, generator=generator
+        )
+        points = hits.points[hits.hit]
+        found = self.model.decoder.evaluate_for_gradient(points)
+        return self._normal_values(points, found, None, None, generator)
 
     def _reduced(self, values, batch_size):
         method = self.options.reduction
