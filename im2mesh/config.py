@@ -406,6 +406,11 @@ def _check_relations(values, places):
             "model.lambda_unseen",
             "what rays pass through is noted for one object only: set 0, or model.encoder=null",
         )
+    if values["training.n_surrounding_rays"] > 0 and values["model.encoder"] is not None:
+        fail(
+            "training.n_surrounding_rays",
+            "such rays are cast around one object only: set 0, or model.encoder=null",
+        )
     color_head = values["model.decoder_kwargs"].get("color_head")
     if color_head and not values["data.img_with_camera"]:
         fail(

@@ -171,6 +171,7 @@ def extract_mesh(
     upsampling_steps,
     threshold=0.5,
     padding=0.0,
+    root_steps=0,
     max_points=MAX_POINTS,
     device="cpu",
 ):
@@ -190,6 +191,10 @@ def extract_mesh(
         Probability in (0, 1).
     padding : float
         The cube has side ``1 + padding``.
+    root_steps : int
+        Evaluations that look for each vertex along its edge of the grid, by regula falsi. 0 places it by
+        the values at the edge's ends, which is off where the field is not straight between them:
+        rings in the shape of the grid appear on smooth sides.
     max_points : int
         Points per call of the field.
 
@@ -214,11 +219,19 @@ def extract_mesh(
     )
     cells, values = mise.cells()
     cap_cells, cap_values = _cells_around_the_cube(mise)
-    grid_vertices, faces = _marching_cubes(
+    edges, edge_values, faces = _marching_cubes(
         np.concatenate([cells, cap_cells]),
         np.concatenate([values, cap_values]) - level,
         mise.resolution,
     )
+
+    def logits_on_edges(rows, shares):
+        start, end = edges[rows, 0], edges[rows, 1]
+        points = _to_object_space(start + shares[:, None] * (end - start), mise.resolution, padding)
+        return evaluate(field, points, max_points, device) - level
+
+    shares = _roots_on_edges(edge_values, logits_on_edges, root_steps)
+    grid_vertices = edges[:, 0] + shares[:, None] * (edges[:, 1] - edges[:, 0])
     return ExtractedMesh(
         vertices=_to_object_space(grid_vertices, mise.resolution, padding),
         faces=faces,
@@ -308,8 +321,10 @@ def _marching_cubes(cells, values, resolution):
 
     Returns
     -------
-    vertices : float64 (V, 3)
-        In grid units.
+    edges : int64 (V, 2, 3)
+        The ends of the grid edge that each vertex lies on.
+    edge_values : float64 (V, 2)
+        There.
     faces : int64 (F, 3)
     """
     counts, triangles = _triangle_table()
@@ -330,9 +345,42 @@ def _marching_cubes(cells, values, resolution):
     middle = np.stack(np.unravel_index(keys, shape), axis=1) - (2 * corner + 2)
     start, end = middle // 2, (middle + 1) // 2
     a, b = values[cell, start @ CORNER_WEIGHTS], values[cell, end @ CORNER_WEIGHTS]
-    with np.errstate(divide="ignore"):
-        t = np.clip(1 / (1 - b / a), MARGIN, 1 - MARGIN)  # a / (a - b), for one infinite value too
-    return corner + start + t[:, None] * (end - start), faces.reshape(-1, 3)
+    edges = np.stack([corner + start, corner + end], axis=1)
+    return edges, np.stack([a, b], axis=1), faces.reshape(-1, 3)
+
+
+def _roots_on_edges(values, evaluate_at, n_steps):
+    """Where on its edge each vertex lies, as a share of it from the first end, MARGIN from both.
+
+    Parameters
+    ----------
+    values : float64 (V, 2)
+        At the ends, on both sides of 0. An infinite one pulls the vertex to the other end.
+    evaluate_at : callable (rows (M,), shares (M,)) -> values (M,)
+    n_steps : int
+        Steps of regula falsi, which halves the value of an end that is kept twice (Illinois).
+    """
+
+    def crossing(a, b):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return 1 / (1 - b / a)  # a / (a - b), for one infinite value too
+
+    shares = crossing(*values.T)
+    rows = np.flatnonzero(np.isfinite(values).all(axis=1)) if n_steps else np.arange(0)
+    a, b = values[rows].T.copy()
+    low, high, kept = np.zeros(len(rows)), np.ones(len(rows)), np.zeros(len(rows))
+    for _ in range(n_steps):
+        place = np.clip(low + crossing(a, b) * (high - low), low, high)
+        found = evaluate_at(rows, place)
+        left = (found > 0) == (a > 0)  # the root is beyond: the lower end moves up
+        b = np.where(left & (kept == 1), b / 2, b)
+        a = np.where(~left & (kept == -1), a / 2, a)
+        low, a = np.where(left, place, low), np.where(left, found, a)
+        high, b = np.where(left, high, place), np.where(left, b, found)
+        kept = np.where(left, 1, -1)
+    if n_steps:
+        shares[rows] = low + np.nan_to_num(crossing(a, b), nan=0.5) * (high - low)
+    return np.clip(shares, MARGIN, 1 - MARGIN)
 
 
 def signed_volume(vertices, faces):

@@ -60,9 +60,9 @@ OURS = {
     "training": {
         "gradient_clip": None, "max_iterations": None, "precision": "float32", "compile": False,
         "seed": 0, "scheduler": "milestones", "hull_iterations": 0, "coarse_to_fine": 0.0,
-        "occupancy_points": "random", "pixels_near_mask": None,
+        "occupancy_points": "random", "pixels_near_mask": None, "n_surrounding_rays": 0,
     },
-    "generation": {"fill_cavities": True, "smallest_part": 0.0},
+    "generation": {"root_steps": 0, "fill_cavities": True, "smallest_part": 0.0},
     "rendering": {
         "trajectory": "dataset", "turntable_elevation": 20, "turntable_axis": None, "fps": 15,
     },

@@ -581,3 +581,37 @@ def test_reference_mesh_and_colors(name):
     difference = colors.astype(int) - data["vertex_colors"].numpy()
     assert np.abs(difference).max() <= 1  # at a rounding edge
     assert (difference != 0).mean() < 0.01
+
+
+# ---- vertices on their edges ---------------------------------------------------------------------
+
+
+def saturated_ball(points, radius=0.33, sharpness=300.0):
+    """A field that is nearly a step: values at the ends of an edge say little about where it crosses."""
+    return 10 * torch.tanh(sharpness * (radius - points.norm(dim=1)))
+
+
+@pytest.mark.parametrize("root_steps, off", [(0, 1e-2), (4, 3e-4), (8, 2e-5)])
+def test_vertices_of_a_steep_field(root_steps, off):
+    mesh = extract_mesh(saturated_ball, resolution_0=16, upsampling_steps=2, root_steps=root_steps)
+    distance = np.abs(np.linalg.norm(mesh.vertices, axis=1) - 0.33)
+    assert distance.max() < off
+    if root_steps == 0:
+        assert distance.max() > 1e-3  # else the rest would prove nothing
+
+
+def test_vertices_stay_on_their_edges():
+    plain, rooted = (
+        extract_mesh(saturated_ball, resolution_0=16, upsampling_steps=1, root_steps=n) for n in (0, 5)
+    )
+    assert np.array_equal(plain.faces, rooted.faces)
+    moved = np.abs(plain.vertices - rooted.vertices)
+    assert ((moved > 1e-12).sum(axis=1) <= 1).all() and moved.max() < 1 / 32
+
+
+def test_roots_at_the_caps_of_the_cube():
+    """An edge that leaves the cube ends in free space: there is nothing to look for."""
+    mesh = extract_mesh(
+        lambda points: torch.full_like(points[:, 0], 3.0), resolution_0=4, upsampling_steps=1, root_steps=3
+    )
+    assert mesh.fills_cube and np.isfinite(mesh.vertices).all()

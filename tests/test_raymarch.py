@@ -7,7 +7,7 @@ import torch
 
 from im2mesh.dvr import raymarch
 from im2mesh.dvr.bounds import OccupancyBounds
-from im2mesh.dvr.raymarch import MIN_BLOCK, SMALL_CALL, DepthFunction, march
+from im2mesh.dvr.raymarch import MIN_BLOCK, LEAST_CALL, DepthFunction, march
 from tests import plain
 from tests.plain import promise
 
@@ -651,9 +651,9 @@ def test_a_ray_that_found_its_surface_is_left_alone():
 
 
 def test_few_rays_are_searched_in_few_calls():
-    """Up to SMALL_CALL points at a time: fewer would take as long."""
+    """Up to LEAST_CALL points at a time: fewer would take as long."""
     near, far = tensor([1.0]), tensor([3.0])
-    for n_rays, n_calls in ((1, 1), (SMALL_CALL // 16, 1), (SMALL_CALL, 16 / MIN_BLOCK)):
+    for n_rays, n_calls in ((1, 1), (LEAST_CALL // 16, 1), (LEAST_CALL, 16 / MIN_BLOCK)):
         field = Recorder(plane((0.0, 0.0, 1.0), 9.0))
         origins, directions = (t.expand(n_rays, 3) for t in along_z(n_side=1, width=0.0))
         march(field, origins, directions, near.expand(n_rays), far.expand(n_rays), 17)

@@ -34,6 +34,7 @@ MADE_WITH = {  # the keys that a mesh depends on, beside model file and input
     "generation": (
         "simplify_nfaces", "padding", "resolution_0", "upsampling_steps", "refinement_step",
         "refine_max_faces", "with_colors", "mesh_extension", "fill_cavities", "smallest_part",
+        "root_steps",
     ),
 }
 

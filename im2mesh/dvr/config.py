@@ -228,7 +228,8 @@ def get_generator(config, model, device):
             key: generation[key]
             for key in (
                 "resolution_0", "upsampling_steps", "padding", "simplify_nfaces",
-                "refinement_step", "refine_max_faces", "with_colors", "fill_cavities", "smallest_part",
+                "root_steps", "refinement_step", "refine_max_faces", "with_colors",
+                "fill_cavities", "smallest_part",
             )
         },
     )

@@ -23,11 +23,14 @@ class Field(nn.Module):
     piecewise_linear : bool
         The logits are linear piece by piece, in pieces that are large beside the distances at which the
         search looks. Shortcuts of the search rest on it, and on :meth:`Evaluation.same_piece`.
+    points_per_call : int
+        Fewer points at a time take about as long: the search rather looks a little further ahead.
     """
 
     out_dim = 4
     view_dependent = False
     piecewise_linear = False
+    points_per_call = 128
 
     @property
     def has_color(self):

@@ -57,6 +57,7 @@ class Generator:
         upsampling_steps=3,
         padding=0.0,
         simplify_nfaces=None,
+        root_steps=0,
         refinement_step=30,
         refine_max_faces=10000,
         with_colors=True,
@@ -76,6 +77,7 @@ class Generator:
         self.upsampling_steps = upsampling_steps
         self.padding = padding
         self.simplify_nfaces = simplify_nfaces
+        self.root_steps = root_steps
         self.refinement_step = refinement_step
         self.refine_max_faces = refine_max_faces
         self.with_colors = with_colors
@@ -112,6 +114,7 @@ class Generator:
                 upsampling_steps=self.upsampling_steps,
                 threshold=self.threshold,
                 padding=self.padding,
+                root_steps=self.root_steps,
                 max_points=max_points,
                 device=self.device,
             )

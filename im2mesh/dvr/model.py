@@ -164,4 +164,5 @@ class DVR(nn.Module):
             support=self.support,
             closest=closest,
             every_sample=not self.trusts_grids,
+            least_call=self.decoder.points_per_call,
         )

@@ -19,7 +19,7 @@ TOLERANCE = 5e-6  # of a depth, as a share of its ray's interval
 NEARBY = 10  # tolerances from an evaluation, within which two lines that agree on a root are believed
 MIN_BLOCK = 4  # samples per ray between two looks at which rays have found their surface
 MAX_BLOCKS = 32  # such looks per ray
-SMALL_CALL = 128  # points that a call of the field should have: fewer take as long
+LEAST_CALL = 128  # points that a call of the field should have: fewer take as long
 N_COARSE = (4, 8)  # samples per ray of the first look of an adaptive search, at least and at most
 COARSE_SHARE = 4  # of so many samples one belongs to the first look, within these limits
 SLOPE_MARGIN = 2.0  # how much steeper a field may be between two samples than around them
@@ -52,7 +52,7 @@ class RayHits:
 @torch.no_grad()
 def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8,
           method=METHODS[0], max_points=None, n_coarse=None, estimate=None, scout=None,
-          support=None, closest=False):
+          support=None, closest=False, least_call=LEAST_CALL):
     """First crossing from free space into the object along every ray.
 
     ``n_steps`` depths are placed evenly over [near, far], both ends included. They are
@@ -95,6 +95,8 @@ def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8,
         ray's that lie there are not evaluated; what is found is the same.
     closest : bool
         Note the sample with the largest value of each ray.
+    least_call : int
+        Points that a call of ``field`` in the search for samples inside should have, if there are so many.
 
     Returns
     -------
@@ -106,7 +108,7 @@ def march(field, origins, directions, near, far, n_steps, *, n_secant_steps=8,
     last = n_steps - 1
     samples = _Samples(
         field, origins, directions, near, far, last, torch.zeros_like(last), last, max_points, estimate,
-        scout, _Largest(near) if closest else None,
+        scout, _Largest(near) if closest else None, least_call,
     )
     active = far > near
     if support is not None:
@@ -193,6 +195,7 @@ class _Samples:
     start, end : Tensor (R,), int64
         The first and the last sample that is of interest.
     largest : _Largest or None
+    least_call : int
     """
 
     field: callable
@@ -207,6 +210,7 @@ class _Samples:
     estimate: callable
     scout: callable
     largest: _Largest | None
+    least_call: int
 
     @property
     def pitch(self):
@@ -311,7 +315,7 @@ def _first_look(samples, active, value, strides):
         n_samples = (samples.end - samples.start + 1) // strides
         block = max(block, int(n_samples.max()) // MAX_BLOCKS)
     while len(active):
-        block = max(block, SMALL_CALL // len(active))
+        block = max(block, samples.least_call // len(active))
         stride, end = strides[active, None], samples.end[active, None]
         high = index[:, None] + stride * torch.arange(1, block + 1, device=value.device)
         exists = high < end + stride
@@ -476,7 +480,8 @@ class DepthFunction:
         return tuple(torch.full_like(origins[:, 0], depth) for depth in self.depth_range)
 
     def find_surface(self, logit_field, origins, directions, n_steps=None, generator=None,
-                     estimate=None, scout=None, support=None, closest=False, every_sample=False):
+                     estimate=None, scout=None, support=None, closest=False, every_sample=False,
+                     least_call=LEAST_CALL):
         """March rays (R, 3) through a field of occupancy logits.
 
         Parameters
@@ -496,6 +501,8 @@ class DepthFunction:
             Note the sample with the largest logit of each ray.
         every_sample : bool
             Search as if ``adaptive`` were off.
+        least_call : int
+            See :func:`march`.
 
         Returns
         -------
@@ -532,6 +539,7 @@ class DepthFunction:
             scout=shifted(scout),
             support=support,
             closest=closest,
+            least_call=least_call,
         )
 
 

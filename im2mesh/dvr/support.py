@@ -44,13 +44,13 @@ class Support(nn.Module):
         return ((self.bits[:, None] >> bit) & 1).bool().view((self.resolution,) * 3)
 
     def random_points(self, count, generator):
-        """Points (count, 3) drawn evenly from the cells; none where there are no cells.
+        """Points (count, 3) drawn evenly from the cells; from the whole cube where there are none.
 
         ``generator`` is on the CPU.
         """
         index, _ = self._derived()
         if len(index) == 0:
-            return index.new_empty(0, 3, dtype=torch.float32)
+            return (torch.rand(count, 3, generator=generator).to(index.device) - 0.5) * SIDE
         chosen = torch.randint(len(index), (count,), generator=generator)
         cell = index[chosen.to(self.bits.device)]
         n = self.resolution

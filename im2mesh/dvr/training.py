@@ -7,7 +7,7 @@ objects, and the network runs once with gradients. Nothing is evaluated that no 
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -74,16 +74,18 @@ class LossOptions:
 
 @dataclass
 class Rays:
-    """The rays of a step, flat: R pixels of all images, then S sparse points.
+    """The rays of a step, flat: R pixels of all images, S sparse points, then ``n_around`` more.
 
-    origins, directions : Tensor (R + S, 3)
-    objects : Tensor (R + S,), int64, or None when the batch holds one object
+    origins, directions : Tensor (R + S + n_around, 3)
+    objects : Tensor like these, int64, or None when there is one object
     rgb : Tensor (R, 3)
     mask : Tensor (R,), bool
     depth, hull_depth : Tensor (R,) or None
         True camera depth and that of the visual hull, +inf where there is no surface.
     sparse_depth : Tensor (S,) or None
         Camera depth of the sparse points.
+    n_around : int
+        Rays from all around the object at the end, which no camera has.
     n_images : int
     n_patches : int
         Patches at the head of each image's pixels.
@@ -99,6 +101,7 @@ class Rays:
     sparse_depth: torch.Tensor | None
     n_images: int
     n_patches: int
+    n_around: int = 0
 
 
 class Trainer:
@@ -198,14 +201,13 @@ class Trainer:
         rays = self._sample(
             batch, self.options.n_training_points, generator, self.options.pixels_near_mask
         )
+        if self.options.n_surrounding_rays > 0:
+            rays = self._with_rays_around(rays, self._generator(7, iteration))
         wanted = {name for name, weight in self.options.weights.items() if weight != 0}
         latent = self.model.encode(batch.get("inputs"), self.options.precision)
         bounds = self._bounds(iteration, rays, steps) or self._object_bounds(rays, latent)
         values, hits = self._terms(rays, latent, wanted, steps, generator, bounds)
         hit = hits.hit[: len(rays.mask)]
-        if "normal" in wanted and self.options.n_surrounding_rays > 0:
-            around = self._normals_all_around(steps, self._generator(7, iteration))
-            values["normal"] = torch.cat([values["normal"], around])
         if self.seen is not None:
             self._note_seen(rays, hits, iteration)
             unseen = self.seen.unseen_points(iteration, self.model.support, self._generator(4, iteration))
@@ -396,6 +398,25 @@ class Trainer:
             n_patches=n_patches,
         )
 
+    def _with_rays_around(self, rays, generator):
+        """More rays, from random points around the object to where it may be, for the normal term.
+
+        They reach surfaces that no view shows, about which nothing else says what is likely.
+        """
+        n_rays = self.options.n_surrounding_rays
+        origins = F.normalize(torch.randn(n_rays, 3, generator=generator), dim=1).to(self.device)
+        if self.model.support is None:
+            targets = (torch.rand(n_rays, 3, generator=generator) - 0.5).to(self.device)
+        else:
+            targets = self.model.support.random_points(n_rays, generator)
+        return replace(
+            rays,
+            origins=torch.cat([rays.origins, origins]),
+            directions=torch.cat([rays.directions, targets - origins]),
+            objects=None,
+            n_around=n_rays,
+        )
+
     def _moved(self, tensor):
         """A tensor on the device; a GPU takes it from pinned memory while this process goes on."""
         if self.device.type == "cuda":
@@ -418,16 +439,15 @@ class Trainer:
             closest=self.options.occupancy_points == "closest",
         )
         groups, empty = self._choose(rays, hits, wanted, generator, bounds)
-        sparse, visible, stray = (group for group, _ in groups[:3])
+        sparse, visible, stray, around = (group for group, _ in groups[:4])
         points = torch.cat(
-            [hits.points[sparse], hits.points[visible], hits.points[stray]]
-            + [points for _, points in groups[3:]]
+            [hits.points[group] for group, _ in groups[:4]] + [points for _, points in groups[4:]]
         )
         chosen = torch.cat([group for group, _ in groups])
         objects = None if rays.objects is None else rays.objects[chosen]
         found_there = decoder.evaluate(points, latent, objects, rays.directions[chosen])
         out = found_there.out
-        at_sparse, at_visible, at_stray, at_free, at_occupied = out.split(
+        at_sparse, at_visible, at_stray, _, at_free, at_occupied = out.split(
             [len(group) for group, _ in groups]
         )
 
@@ -460,7 +480,7 @@ class Trainer:
             true = rays.sparse_depth[sparse - n_pixels]
             values["sparse_depth"] = self._depth_values(sparse_depth, true, rays.directions[sparse])
         if "normal" in wanted:
-            rows = slice(len(sparse), len(sparse) + len(visible) + len(stray))
+            rows = slice(len(sparse), len(sparse) + len(visible) + len(stray) + len(around))
             values["normal"] = self._normal_values(
                 points[rows], found_there[rows], latent, None if objects is None else objects[rows],
                 generator,
@@ -490,12 +510,14 @@ class Trainer:
         Returns
         -------
         groups : list of (indices (M,), points (M, 3) or None)
-            Sparse points hit; hits inside the mask; hits outside of it; free; occupied.
+            Sparse points hit; hits inside the mask; hits outside of it; hits of rays that no camera has;
+            free; occupied.
         empty : Tensor (K,)
             Logits of points for free rays where the bounds show that there is nothing to learn.
         """
         n_pixels = len(rays.mask)
-        hit, sparse_hit = hits.hit[:n_pixels], hits.hit[n_pixels:]
+        n_seen = len(hits.hit) - rays.n_around
+        hit, sparse_hit, around_hit = hits.hit.split([n_pixels, n_seen - n_pixels, rays.n_around])
         mask = rays.mask
         nothing = torch.zeros_like(mask)
 
@@ -507,6 +529,7 @@ class Trainer:
             sparse = n_pixels + sparse_hit.nonzero()[:, 0]
         visible = indices(hit & mask, *COLOR_TERMS, "depth", "normal")
         stray = indices(hit & ~mask, "normal", "freespace")
+        around = n_seen + around_hit.nonzero()[:, 0] if "normal" in wanted else indices(nothing)
 
         near, far = self._interval(rays, geometry.CUBE_PADDING)
         depth = torch.lerp(near, far, self._uniform(near, generator))
@@ -528,7 +551,7 @@ class Trainer:
         occupied = indices(~hit & mask & known, "occupied")
         occupied_points = rays.origins[occupied] + depth[occupied, None] * rays.directions[occupied]
         groups = [
-            (sparse, None), (visible, None), (stray, None),
+            (sparse, None), (visible, None), (stray, None), (around, None),
             (free, free_points), (occupied, occupied_points),
         ]
         return groups, empty
@@ -588,25 +611,6 @@ class Trainer:
         normals = map(outward_normals, found[rows].gradients_with(nearby[rows]))
         values = losses.normal_smoothness(*normals)
         return values.new_zeros(len(points)).index_copy(0, rows, values)
-
-    def _normals_all_around(self, n_steps, generator):
-        """The normal term where rays from random points around the object meet it.
-
-        They reach surfaces that no view shows, about which nothing else says what is likely.
-        """
-        n_rays = self.options.n_surrounding_rays
-        origins = F.normalize(torch.randn(n_rays, 3, generator=generator), dim=1).to(self.device)
-        if self.model.support is None:
-            targets = (torch.rand(n_rays, 3, generator=generator) - 0.5).to(self.device)
-        else:
-            targets = self.model.support.random_points(n_rays, generator)
-        directions = (targets - origins)[: len(targets)]
-        hits = self.model.find_surface(
-            origins[: len(targets)], directions, n_steps=n_steps, generator=generator
-        )
-        points = hits.points[hits.hit]
-        found = self.model.decoder.evaluate_for_gradient(points)
-        return self._normal_values(points, found, None, None, generator)
 
     def _reduced(self, values, batch_size):
         method = self.options.reduction

@@ -61,4 +61,5 @@ class SeenCells:
         place = ((points / SIDE + 0.5) * self.resolution).long().clamp_(0, self.resolution - 1)
         around = (place[:, None] + self._around.to(device)).clamp_(0, self.resolution - 1)
         last_seen = self.last_seen[tuple(around.unbind(dim=-1))].amax(dim=1)
-        return points[last_seen < iteration - WINDOW][:N_POINTS]
+        points = points[last_seen < iteration - WINDOW][:N_POINTS]
+        return points if support is None else points[support(points)]

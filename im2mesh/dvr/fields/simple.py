@@ -19,6 +19,7 @@ from im2mesh.dvr.fields.color_head import ColorHead
 from im2mesh.layers import ResnetBlock, autocast
 
 LEAKY_SLOPE = 0.2
+POINTS_PER_CALL = 8192  # behind an encoding, where networks are small
 
 
 class ResidualField(Field):
@@ -60,6 +61,8 @@ class ResidualField(Field):
         self.slope = LEAKY_SLOPE if leaky else 0.0
         self.view_dependent = color_head
         self.piecewise_linear = encoding is None
+        if encoding is not None:
+            self.points_per_call = POINTS_PER_CALL
         # Activations of so many points stay in a processor's cache; more would be slower.
         self.cpu_block = max(1, 2**19 // hidden_size)
         self.encoding = encoding
