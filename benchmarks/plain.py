@@ -184,6 +184,16 @@ class Step:
         return losses.image_gradient(patches(predicted)[of_use], patches(rays.rgb)[of_use], size)
 
 
+def knows(config):
+    """Whether the plain twin learns what the product learns from a config."""
+    model, training = config["model"], config["training"]
+    ours = model["visual_hull"], model["lambda_unseen"], training["n_surrounding_rays"]
+    return (
+        model["decoder"] == "simple" and not any(ours) and training["occupancy_points"] == "random"
+        and training["pixels_near_mask"] is None and model["normal_neighborhood"] == STEP
+    )
+
+
 class PlainTrainer(Trainer):
     """A trainer that sees the same pixels as the product's and computes its loss plainly."""
 

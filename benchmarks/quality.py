@@ -3,7 +3,8 @@
     python -m benchmarks.quality CONFIG.yaml [--seeds 0 1 2] [--set key=value ...]
 
 Both start from the same weights and see the same pixels; the plain twin evaluates every sample of
-every ray and each loss term for itself (``benchmarks/plain.py``). Meshes and renderings are made the
+every ray and each loss term for itself (``benchmarks/plain.py``). It knows the paper's field and losses
+only: with another config im2mesh is measured alone. Meshes and renderings are made the
 same way for both. Results go to <out_dir>/quality.json as they come; a second call goes on there.
 """
 
@@ -115,8 +116,11 @@ def main():
     out_dir = output_folder(load_config(args.config, args.set), "quality")
     results_file = out_dir / "quality.json"
     results = json.loads(results_file.read_text()) if results_file.exists() else {}
+    trainers = TRAINERS
+    if not plain.knows(load_config(args.config, args.set)):
+        trainers = {name: own for name, own in TRAINERS.items() if own is None}
     for seed in args.seeds:
-        for name, trainer_class in TRAINERS.items():
+        for name, trainer_class in trainers.items():
             key = f"{name}, seed {seed}"
             if key in results:
                 continue
@@ -134,7 +138,7 @@ def main():
 
     metrics = ("chamferL1", "mask IoU", "PSNR [dB]", "seconds")
     rows = [(key, *(row[metric] for metric in metrics)) for key, row in results.items()]
-    for name in TRAINERS:
+    for name in trainers:
         of_name = [row for key, row in results.items() if key.startswith(name)]
         rows.append((f"{name}, mean", *(mean(row[metric] for row in of_name) for metric in metrics)))
     print(machine_line())

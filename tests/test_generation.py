@@ -11,7 +11,9 @@ from PIL import Image
 from im2mesh.commands.diagnosis import diagnose
 from im2mesh.commands.setup import get_dataset
 from im2mesh.config import load_config
+from im2mesh.dvr.field import Field
 from im2mesh.dvr.generation import Generator
+from im2mesh.dvr.model import DVR
 from im2mesh.errors import InputError
 from im2mesh.meshing import signed_volume
 from tests.programs import octahedron, write_config
@@ -209,3 +211,33 @@ def test_data_that_cannot_be_looked_at(diagnosis, tiny_dtu):
     (tiny_dtu / "scan1/scan1/mask/000.png").unlink()
     (text,) = diagnosis(octahedron(2))
     assert "whole cube" in text and "its views could not be read: " in text
+
+
+def test_colors_are_means_over_the_views_that_see_a_vertex():
+    """Of a field whose colour is the direction of view, so that the mean can be told."""
+    class Seen(Field):
+        view_dependent = True
+
+        def __init__(self):
+            super().__init__()
+            self.radius = torch.nn.Parameter(torch.tensor(0.3))
+
+        def forward(self, points, latent=None, objects=None, directions=None):
+            if directions is None:
+                directions = -points
+            logit = 20 * (self.radius - points.norm(dim=1, keepdim=True))
+            return torch.cat([logit, torch.nn.functional.normalize(directions, dim=1)], dim=1)
+
+    generator = Generator(DVR(Seen()), resolution_0=16, upsampling_steps=0, refinement_step=0)
+    centers = np.array([[3.0, 0, 0], [0, 3.0, 0]])
+    mesh = generator.generate(camera_centers=centers)
+    top = int(np.argmax(mesh.vertices[:, 0]))
+    towards = mesh.vertices[top] - centers[0]
+    expected = 255 / (1 + np.exp(-towards / np.linalg.norm(towards)))
+    np.testing.assert_allclose(mesh.colors[top, :3], expected, atol=4)
+    back = int(np.argmin(mesh.vertices[:, 2]))  # turned away from both: along the inward normal
+    inward = 255 / (1 + np.exp(-np.array([0, 0, 1.0])))
+    np.testing.assert_allclose(mesh.colors[back, :3], inward, atol=4)
+    along_normals = generator.generate()
+    assert (along_normals.colors[back] == mesh.colors[back]).all()
+    assert (along_normals.colors != mesh.colors).any()

@@ -615,3 +615,35 @@ def test_roots_at_the_caps_of_the_cube():
         lambda points: torch.full_like(points[:, 0], 3.0), resolution_0=4, upsampling_steps=1, root_steps=3
     )
     assert mesh.fills_cube and np.isfinite(mesh.vertices).all()
+
+
+# ---- colours by view -----------------------------------------------------------------------------
+
+
+def test_views_of_vertices():
+    """A ball: each vertex is seen from the cameras in front of it, the nearer to its normal the more."""
+    ball = trimesh.creation.icosphere(3, 0.3)
+    centers = 2.0 * np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, 0, 1]], float)
+    directions, weights = meshing.views_of_vertices(ball.vertices, ball.faces, centers, n_best=2)
+    assert directions.shape == (len(ball.vertices), 2, 3) and weights.shape == directions.shape[:2]
+    np.testing.assert_allclose(np.linalg.norm(directions, axis=2), 1)
+    front = int(np.argmax(ball.vertices[:, 0]))
+    best = int(np.argmax(weights[front]))
+    np.testing.assert_allclose(directions[front, best], [-1, 0, 0], atol=0.05)
+    assert weights[front, best] == pytest.approx(1, abs=0.01)
+    cosines = np.sort((ball.vertices / 0.3) @ (centers / 2).T, axis=1)[:, ::-1]
+    seen = cosines[:, 0] > 0.4  # not at the rim, where the ball hides itself
+    np.testing.assert_allclose(weights[seen].max(axis=1), cosines[seen, 0], atol=0.15)
+
+
+def test_what_hides_a_vertex():
+    """A plate before a ball: what it hides from the only camera counts as if it were seen."""
+    ball = trimesh.creation.icosphere(3, 0.2)
+    plate = trimesh.creation.box((0.02, 1.0, 1.0)).apply_translation([0.5, 0, 0])
+    both = trimesh.util.concatenate([ball, plate])
+    centers = np.array([[2.0, 0, 0], [0, 0, 2.0]])
+    _, weights = meshing.views_of_vertices(both.vertices, both.faces, centers, n_best=2)
+    towards_both = np.argmin(np.linalg.norm(ball.vertices - [0.141, 0, 0.141], axis=1))
+    assert (weights[towards_both] > 0).sum() == 1  # seen by the second camera alone
+    front = int(np.argmax(ball.vertices[:, 0]))
+    assert weights[front].max() > 0.9  # hidden, but which way it faces is known

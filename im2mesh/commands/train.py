@@ -83,6 +83,7 @@ class Run:
         self._resume()
         if self.model.support is not None and self.iteration == 0:
             self.model.support.set_cells(find_hull(config).to(device))
+            self._set_detail()
             self.trainer.become_hull(self.options["hull_iterations"])
         save_config(config, self.out_dir / "config.yaml")
         self.board = Board(self.out_dir / "logs", self.iteration)

@@ -1,0 +1,95 @@
+"""What each ingredient of a config is worth: it is trained with one thing changed at a time.
+
+    python -m benchmarks.ablation CONFIG.yaml [--seeds 0 1 2] [--only NAME ...] [--set key=value ...]
+
+CONFIG is about one object in many views, and inherits from cpu/sharp.yaml. Each variant is trained to the
+end and its mesh measured in the views (``benchmarks/mesh_views.py``); means over the seeds. Results go to
+<out_dir>/ablation/results.json as they come; a second call goes on there.
+"""
+
+import argparse
+import json
+import logging
+from pathlib import Path
+from statistics import mean
+
+from benchmarks.common import machine_line, markdown_table
+from benchmarks.mesh_views import measure
+from benchmarks.quality import DEVICE, train
+from im2mesh.commands.generate import generate
+from im2mesh.commands.setup import get_dataset, mesh_path, output_folder
+from im2mesh.config import load_config
+from im2mesh.files import atomic_path
+
+VARIANTS = {  # name: what is changed
+    "as it is": [],
+    "field of the paper, hidden 128": [
+        "model.decoder=simple", "model.decoder_kwargs={hidden_size: 128}",
+    ],
+    "frequencies, 6 octaves": ["model.decoder=frequency", "model.decoder_kwargs={n_octaves: 6}"],
+    "colour head": ["model.decoder_kwargs.color_head=true"],
+    "coarse to fine": ["training.coarse_to_fine=0.4"],
+    "finest 192": [
+        "model.decoder_kwargs.finest=192", "model.decoder_kwargs.n_levels=8",
+        "model.decoder_kwargs.log2_table_size=15",
+    ],
+    "without the hull": ["model.visual_hull=false", "training.hull_iterations=0"],
+    "start not at the hull": ["training.hull_iterations=0"],
+    "unseen space left alone": ["model.lambda_unseen=0"],
+    "no rays from all around": ["training.n_surrounding_rays=0"],
+    "normals over 0.001": ["model.normal_neighborhood=0.001"],
+    "lambda_normal 0.05": ["model.lambda_normal=0.05"],
+    "lambda_normal 0.8": ["model.lambda_normal=0.8"],
+    "random occupancy points": ["training.occupancy_points=random"],
+    "pixels from all of the image": ["training.pixels_near_mask=null"],
+}
+FIGURES = ("mask_iou", "psnr", "chamferL1", "normals", "inward_components", "seconds")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="what each ingredient of a config is worth")
+    parser.add_argument("config", help="a config of one object and many views")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], help="key=value, as in train.py")
+    args = parser.parse_args()
+    logging.getLogger("im2mesh").setLevel(logging.WARNING)
+    out_dir = output_folder(load_config(args.config, args.set), "ablation")
+    results_file = out_dir / "results.json"
+    results = json.loads(results_file.read_text()) if results_file.exists() else {}
+    for seed in args.seeds:
+        for name in args.only:
+            key = f"{name}, seed {seed}"
+            if key in results:
+                continue
+            results[key] = measured(args.config, [*args.set, *VARIANTS[name]], seed, out_dir / key)
+            print(key, results[key], flush=True)
+            with atomic_path(results_file) as path:
+                Path(path).write_text(json.dumps(results, indent=1))
+    print(machine_line())
+    print(f"{args.config} {' '.join(args.set)}, means of {len(args.seeds)} seeds\n")
+    rows = [
+        (name, *(mean(results[f"{name}, seed {seed}"][figure] for seed in args.seeds) for figure in FIGURES))
+        for name in args.only
+    ]
+    print(markdown_table(("", *FIGURES), rows))
+
+
+def measured(config_file, overrides, seed, out_dir):
+    """The figures of one training; nan where the capture has no true cloud."""
+    config = load_config(
+        config_file,
+        [*overrides, f"training.seed={seed}", f"training.out_dir={out_dir}", "training.validate_every=0",
+         "training.visualize_every=0", "test.model_file=model.pt"],
+    )
+    run = train(config)
+    generate(config, DEVICE, argparse.Namespace(overwrite=True))
+    [entry] = get_dataset(config, "test").entries
+    found = measure(entry.folder, mesh_path(config, entry))
+    return {"seconds": run.seconds} | {
+        figure: found.get(figure, float("nan")) for figure in FIGURES if figure != "seconds"
+    }
+
+
+if __name__ == "__main__":
+    main()
