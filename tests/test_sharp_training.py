@@ -88,7 +88,7 @@ def make_trainer(seed=0, **options):
 
 def test_the_field_becomes_the_hull():
     trainer = make_trainer()
-    trainer.become_hull(150)
+    trainer.become_hull(ball(), 150)
     points = (torch.rand(4000, 3, generator=torch.Generator().manual_seed(5)) - 0.5) * 1.1
     with torch.no_grad():
         inside = trainer.model.decoder.occupancy(points) > 0  # the network's own word, not the support's
@@ -101,7 +101,7 @@ def test_the_field_becomes_the_hull():
 def test_the_start_follows_from_the_seed():
     one, same, other = make_trainer(), make_trainer(), make_trainer(seed=1)
     for trainer in (one, same, other):
-        trainer.become_hull(3)
+        trainer.become_hull(ball(), 3)
     weights = [trainer.model.decoder.fc_p.weight for trainer in (one, same, other)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 

@@ -17,7 +17,6 @@ from im2mesh.files import atomic_path
 
 log = logging.getLogger("im2mesh")
 
-WHOLE_CUBE = (0.0, 0.0, 0.0), 0.75 ** 0.5  # centre and radius of the ball around it
 TURNTABLE_FRAMES = 60  # where rendering.n_views is 0
 
 
@@ -54,7 +53,7 @@ def render(config, device, args):
         images = dataset.fields.get("img")
         size = options["resolution"] or item["img"].shape[:2]
         bounds = renderer.bounds(latent)
-        ball = bounds.ball(model.depth_function.logit_threshold) if bounds else WHOLE_CUBE
+        ball = renderer.ball(latent, bounds) if options["trajectory"] == "turntable" else None
         cameras = _cameras(options, images, entry, size, ball)
         for name, matrix, view in cameras:
             rendering = renderer.render(matrix, *size, latent, bounds)

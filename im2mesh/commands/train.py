@@ -18,6 +18,7 @@ from im2mesh.commands.setup import get_dataset, get_model, output_folder
 from im2mesh.commands.visualize import Visualizer
 from im2mesh.config import method_module, save_config
 from im2mesh.data import make_loader
+from im2mesh.dvr.support import with_neighbors
 from im2mesh.errors import InputError
 
 log = logging.getLogger("im2mesh")
@@ -82,9 +83,11 @@ class Run:
         self.best = -math.inf if self.maximize else math.inf
         self._resume()
         if self.model.support is not None and self.iteration == 0:
-            self.model.support.set_cells(find_hull(config).to(device))
+            hull = find_hull(config).to(device)
+            # A cell to spare: the surface follows from the losses, not from the steps of the grid.
+            self.model.support.set_cells(with_neighbors(hull))
             self._set_detail()
-            self.trainer.become_hull(self.options["hull_iterations"])
+            self.trainer.become_hull(hull, self.options["hull_iterations"])
         save_config(config, self.out_dir / "config.yaml")
         self.board = Board(self.out_dir / "logs", self.iteration)
         self.visualizer = Visualizer(config, self.model, method, device, self.val_set, self.board)

@@ -118,13 +118,11 @@ class Generator:
                 max_points=max_points,
                 device=self.device,
             )
-        vertices, faces, colors = extracted.vertices, extracted.faces, None
-        if not extracted.is_empty:
-            with _timed(seconds, "parts"):
-                if self.fill_cavities:
-                    vertices, faces = meshing.drop_cavities(vertices, faces)
-                if self.smallest_part > 0:
-                    vertices, faces = meshing.largest_components(vertices, faces, self.smallest_part)
+            vertices, faces, colors = extracted.vertices, extracted.faces, None
+            if self.fill_cavities and not extracted.is_empty:
+                vertices, faces = meshing.drop_cavities(vertices, faces)
+            if self.smallest_part > 0 and not extracted.is_empty:
+                vertices, faces = meshing.largest_components(vertices, faces, self.smallest_part)
         if not extracted.is_empty and self.simplify_nfaces is not None:
             with _timed(seconds, "simplification"):
                 vertices, faces = meshing.simplify(vertices, faces, self.simplify_nfaces)

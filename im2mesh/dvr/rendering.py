@@ -94,9 +94,19 @@ class Renderer:
         """
         if not (self.coarse_bounds and self.model.trusts_grids):
             return None
-        bounds = OccupancyBounds(FINE)
-        bounds.update(self.model.logit_field(latent), self.device)
-        return bounds
+        return self._grid(latent)
+
+    def ball(self, latent=None, bounds=None):
+        """A ball around an object, as far as a coarse grid tells: centre, Tensor (3,), and radius.
+
+        ``bounds``, from :meth:`bounds`, save a second look at the grid.
+        """
+        return (bounds or self._grid(latent)).ball(self.model.depth_function.logit_threshold)
+
+    def _grid(self, latent):
+        grid = OccupancyBounds(FINE)
+        grid.update(self.model.logit_field(latent), self.device)
+        return grid
 
     @torch.no_grad()
     def render(self, object_to_image, height, width, latent=None, bounds=None):

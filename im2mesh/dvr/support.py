@@ -109,9 +109,13 @@ class Support(nn.Module):
         version = self.bits.data_ptr(), self.bits._version
         if self._known[0] != version:
             cells = self.cells()
-            wide = F.max_pool3d(cells[None, None].float(), kernel_size=3, stride=1, padding=1)[0, 0] > 0
-            self._known = version, cells.flatten().nonzero()[:, 0], _packed(wide)
+            self._known = version, cells.flatten().nonzero()[:, 0], _packed(with_neighbors(cells))
         return self._known[1:]
+
+
+def with_neighbors(cells):
+    """Cells (N, N, N), bool, and those that touch one of them."""
+    return F.max_pool3d(cells[None, None].float(), kernel_size=3, stride=1, padding=1)[0, 0] > 0
 
 
 def _packed(cells):

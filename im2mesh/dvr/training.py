@@ -19,7 +19,7 @@ from im2mesh.dvr.bounds import FINE, OccupancyBounds
 from im2mesh.dvr.field import outward_normals
 from im2mesh.dvr.implicit import depth_with_gradient, follow_surface
 from im2mesh.dvr.sampling import mask_boxes, sample_pixels
-from im2mesh.dvr.support import FREE
+from im2mesh.dvr.support import FREE, SIDE, Support, with_neighbors
 from im2mesh.dvr.visibility import SeenCells
 
 COLOR_TERMS = {"rgb", "image_gradients"}
@@ -148,27 +148,24 @@ class Trainer:
         if self.seen is not None and torch.is_tensor(state.get("seen")):
             self.seen.last_seen.copy_(state["seen"])
 
-    def become_hull(self, n_iterations, n_points=4096):
-        """Make the field the cells of the model's support, so that the training starts from there.
+    def become_hull(self, cells, n_iterations, n_points=4096):
+        """Make the field a set of cells (N, N, N) of the padded cube, for the training to start from there.
 
-        Half of the points of each step lie anywhere in the cube, half near the border of the support.
+        Half of the points of each step lie anywhere in the cube, half near the border of the cells.
         """
-        if n_iterations == 0:
-            return
-        support, generator = self.model.support, self._generator(6)
-        cells = support.cells()
-        border = cells ^ (F.max_pool3d((~cells)[None, None].float(), 3, 1, 1)[0, 0] == 0)
-        border = border.nonzero() if border.any() else cells.nonzero()
-        half = (1 + geometry.CUBE_PADDING) / 2
+        generator, hull = self._generator(6), Support(len(cells)).to(self.device)
+        hull.set_cells(cells)
+        border = (cells & with_neighbors(~cells)).nonzero()
+        border = border if len(border) else cells.nonzero()
         self.model.train()
         for _ in range(n_iterations):
             chosen = torch.randint(len(border), (n_points // 2,), generator=generator)
             offset = torch.rand(n_points // 2, 3, generator=generator) * 5 - 2  # cells
-            near = (border[chosen.to(border.device)].cpu() + offset) / support.resolution - 0.5
+            near = (border[chosen.to(border.device)].cpu() + offset) / len(cells) - 0.5
             anywhere = torch.rand(n_points // 2, 3, generator=generator) - 0.5
-            points = (2 * half * torch.cat([near, anywhere])).to(self.device)
+            points = (SIDE * torch.cat([near, anywhere])).to(self.device)
             logits = self.model.decoder.occupancy(points)
-            loss = F.binary_cross_entropy_with_logits(logits, support(points).to(logits))
+            loss = F.binary_cross_entropy_with_logits(logits, hull(points).to(logits))
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
