@@ -8,6 +8,7 @@ import torch
 from im2mesh import geometry
 from im2mesh.commands.setup import get_dataset
 from im2mesh.config import method_module
+from im2mesh.data.fields import read_camera
 from im2mesh.dvr.support import RESOLUTION
 from im2mesh.errors import InputError
 from im2mesh.visual_hull import hull_cells
@@ -31,8 +32,10 @@ def find_hull(config):
         )
     start = time.monotonic()
     folder = entries[0].folder
-    items, cameras = _views(config, folder)
-    cells = hull_cells([item["mask"] for item in items], cameras, RESOLUTION)
+    images = method_module(config).get_data_fields(config, "render")["img"]
+    views = images.views(folder)
+    masks = [images.load(folder, view)["mask"] for view in views]
+    cells = hull_cells(masks, view_matrices(entries[0], views), RESOLUTION)
     share = float(cells.float().mean())
     if share == 0:
         raise InputError(
@@ -41,26 +44,22 @@ def find_hull(config):
             "than the images. model.visual_hull=false trains without the hull"
         )
     log.info(
-        "visual hull of %d views: %.1f%% of the cube, %.1f s", len(items), 100 * share,
+        "visual hull of %d views: %.1f%% of the cube, %.1f s", len(views), 100 * share,
         time.monotonic() - start,
     )
     return cells
 
 
-def camera_centers(config, entry):
-    """The centres of the cameras of an entry's views: float64 array (V, 3), object space."""
-    _, cameras = _views(config, entry.folder)
-    pixels = torch.zeros(len(cameras), 1, 2, dtype=torch.float64)
-    origins, _ = geometry.camera_rays(pixels, cameras)
-    return origins[:, 0].numpy()
-
-
-def _views(config, folder):
-    """What is known of each view of an object, and object to image, (V, 4, 4)."""
-    images = method_module(config).get_data_fields(config, "render")["img"]
-    items = [images.load(folder, view) for view in images.views(folder)]
-    cameras = torch.stack([
-        geometry.object_to_image(item["camera_mat"], item["world_mat"], item["scale_mat"])
-        for item in items
+def view_matrices(entry, views):
+    """Object to image, (V, 4, 4), of some views of an entry, by number."""
+    cameras = [read_camera(entry.folder / "cameras.npz", view) for view in views]
+    return torch.stack([
+        geometry.object_to_image(camera["camera_mat"], camera["world_mat"], camera["scale_mat"])
+        for camera in cameras
     ])
-    return items, cameras
+
+
+def camera_centers(matrices):
+    """The centres (V, 3), float64, object space, of cameras (V, 4, 4) from object to image."""
+    pixels = torch.zeros(len(matrices), 1, 2, dtype=torch.float64)
+    return geometry.camera_rays(pixels, matrices)[0][:, 0]

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from im2mesh import checkpoints, meshing
-from im2mesh.commands.capture import camera_centers
+from im2mesh.commands.capture import camera_centers, view_matrices
 from im2mesh.commands.diagnosis import diagnose
 from im2mesh.commands.progress import Journal, Progress
 from im2mesh.commands.setup import get_dataset, load_trained_model, mesh_path, output_folder
@@ -163,11 +163,17 @@ class _Run:
         with torch.no_grad():
             latent = self.model.encode(item["inputs"][None] if "inputs" in item else None)
         entry = self.dataset.entries[number]
-        centers = camera_centers(self.config, entry) if self.model.decoder.view_dependent else None
-        mesh = self.generator.generate(latent, centers)
+        mesh = self.generator.generate(latent, self._camera_centers(entry))
         for line in diagnose(self.config, self.device, self.model, latent, entry, mesh.extracted):
             log.warning("%s: %s", entry.label, line)
         return mesh
+
+    def _camera_centers(self, entry):
+        """From where the object was seen, where its colours depend on that; else None."""
+        if not self.model.decoder.view_dependent:
+            return None
+        images = method_module(self.config).get_data_fields(self.config, "render")["img"]
+        return camera_centers(view_matrices(entry, images.views(entry.folder))).numpy()
 
     def save(self, number, source, item, mesh):
         """Write all files of an object, and then its line of the journal."""

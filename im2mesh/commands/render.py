@@ -7,10 +7,9 @@ import imageio.v3 as imageio
 import pandas as pd
 import torch
 
-from im2mesh import geometry
+from im2mesh.commands.capture import camera_centers, view_matrices
 from im2mesh.commands.setup import get_dataset, load_trained_model, output_folder
 from im2mesh.config import method_module
-from im2mesh.data.fields import read_camera
 from im2mesh.dvr.rendering import compare, turntable, up_axis
 from im2mesh.errors import InputError
 from im2mesh.files import atomic_path
@@ -114,14 +113,12 @@ def _cameras(options, images, entry, size, ball):
                 "(0 is the first)"
             )
         chosen = views[first : first + count] if count else views[first:]
-        return [(f"{view:03d}", _matrix(entry, view), view) for view in chosen]
+        matrices = view_matrices(entry, chosen)
+        return [(f"{view:03d}", matrix, view) for view, matrix in zip(chosen, matrices)]
     up, start = (0.0, 1.0, 0.0), None  # of the canonical pose of ShapeNet's objects
     if views:
-        matrices = torch.stack([_matrix(entry, view) for view in views])
-        centers, _ = geometry.camera_rays(
-            torch.zeros(len(views), 1, 2, dtype=torch.float64), matrices
-        )
-        up, start = up_axis(matrices), centers[0, 0]
+        matrices = view_matrices(entry, views)
+        up, start = up_axis(matrices), camera_centers(matrices)[0]
     frames = turntable(
         count or TURNTABLE_FRAMES,
         *size,
@@ -131,11 +128,6 @@ def _cameras(options, images, entry, size, ball):
         *ball,
     )
     return [(f"{frame:03d}", matrix, None) for frame, matrix in enumerate(frames)]
-
-
-def _matrix(entry, view):
-    camera = read_camera(entry.folder / "cameras.npz", view)
-    return geometry.object_to_image(camera["camera_mat"], camera["world_mat"], camera["scale_mat"])
 
 
 def _write(path, picture):

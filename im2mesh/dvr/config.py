@@ -197,9 +197,9 @@ def get_trainer(config, model, optimizer, device):
             key: training[key]
             for key in (
                 "n_training_points", "n_eval_points", "sample_continuous", "pixels_near_mask",
-                "n_surrounding_rays",
-                "occupancy_points", "occupancy_random_normal", "depth_loss_on_world_points", "use_cube_intersection",
-                "always_freespace", "gradient_clip",
+                "n_surrounding_rays", "occupancy_points", "occupancy_random_normal",
+                "depth_loss_on_world_points", "use_cube_intersection", "always_freespace",
+                "gradient_clip",
             )
         },
     )
