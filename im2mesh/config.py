@@ -168,6 +168,7 @@ KINDS = {
     "training.scheduler_gamma": POSITIVE,
     "training.model_selection_mode": _choice("minimize", "maximize"),
     "training.n_training_points": COUNT,
+    "training.n_compared_patches": COUNT,
     "training.n_eval_points": COUNT,
     "training.gradient_clip": _or_null(POSITIVE),
     "training.max_iterations": _or_null(COUNT),
@@ -406,6 +407,17 @@ def _check_relations(values, places):
             "model.lambda_unseen",
             "what rays pass through is noted for one object only: set 0, or model.encoder=null",
         )
+    if values["model.lambda_patch"] > 0:
+        if values["model.encoder"] is not None:
+            fail(
+                "model.lambda_patch",
+                "views are compared of one object only: set 0, or model.encoder=null",
+            )
+        if not values["data.split_model_for_images"]:
+            fail(
+                "model.lambda_patch",
+                "views are compared where each is an item: set data.split_model_for_images=true, or 0",
+            )
     if values["training.n_surrounding_rays"] > 0 and values["model.encoder"] is not None:
         fail(
             "training.n_surrounding_rays",

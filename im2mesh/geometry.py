@@ -72,10 +72,25 @@ def image_to_index(pixels, height, width):
     Tensor (..., 2)
         int64 (row, column).
     """
-    x, y = pixels.to(torch.float64).unbind(-1)
-    column = ((x + 1) / 2 * (width - 1)).round().long().clamp(0, width - 1)
-    row = ((y + 1) / 2 * (height - 1)).round().long().clamp(0, height - 1)
-    return torch.stack([row, column], dim=-1)
+    row, column = image_to_position(pixels.to(torch.float64), height, width).round().long().unbind(-1)
+    return torch.stack([row.clamp(0, height - 1), column.clamp(0, width - 1)], dim=-1)
+
+
+def image_to_position(pixels, height, width):
+    """Where image points lie between pixel centres; the other inverse of :func:`index_to_image`.
+
+    Parameters
+    ----------
+    pixels : Tensor (..., 2)
+        (x, y) image coordinates.
+
+    Returns
+    -------
+    Tensor (..., 2)
+        Real-valued (row, column), beyond the image as well. Differentiable.
+    """
+    x, y = pixels.unbind(-1)
+    return torch.stack([(y + 1) / 2 * (height - 1), (x + 1) / 2 * (width - 1)], dim=-1)
 
 
 def look_up(images, pixels):

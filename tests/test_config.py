@@ -54,13 +54,14 @@ PUBLISHED = yaml.safe_load(
 OURS = {
     "data": {"remove_background": False, "skip_unreadable": False},
     "model": {
-        "coarse_bounds": True, "min_slope": 0.001, "visual_hull": False, "lambda_unseen": 0.0,
+        "coarse_bounds": True, "min_slope": 0.001, "visual_hull": False, "lambda_unseen": 0.0, "lambda_patch": 0.0,
         "normal_neighborhood": 0.001,
     },
     "training": {
         "gradient_clip": None, "max_iterations": None, "precision": "float32", "compile": False,
         "seed": 0, "scheduler": "milestones", "hull_iterations": 0, "coarse_to_fine": 0.0,
         "occupancy_points": "random", "pixels_near_mask": None, "n_surrounding_rays": 0,
+        "n_compared_patches": 128,
     },
     "generation": {"root_steps": 0, "fill_cavities": True, "smallest_part": 0.0},
     "rendering": {

@@ -27,7 +27,7 @@ TERMS = {
     "rgb": "lambda_rgb", "image_gradients": "lambda_image_gradients", "depth": "lambda_depth",
     "sparse_depth": "lambda_sparse_depth", "normal": "lambda_normal",
     "freespace": "lambda_freespace", "occupied": "lambda_occupied",
-    "unseen": "lambda_unseen",
+    "unseen": "lambda_unseen", "patch": "lambda_patch",
 }
 
 

@@ -1,7 +1,5 @@
 """Telling why a mesh is empty, fills the cube or is cut off by it."""
 
-import dataclasses
-
 import torch
 
 from im2mesh import geometry
@@ -72,7 +70,6 @@ def _views(config, device, model, latent, entry):
             return "no masks or cameras to compare with"
     except InputError as err:
         return f"its views could not be read: {err}"
-    march = dataclasses.replace(model.depth_function, tau=config["test"]["threshold"])
     rays = in_cube = hits = in_mask = both = either = 0
     for item in items:
         matrix = geometry.object_to_image(
@@ -81,10 +78,7 @@ def _views(config, device, model, latent, entry):
         pixels = geometry.pixel_centers(EDGE, EDGE)[None]
         mask = geometry.look_up(item["mask"][None], pixels)[0].to(device)
         origins, directions = (t[0].to(device) for t in geometry.camera_rays(pixels, matrix))
-        hit = march.find_surface(
-            model.logit_field(latent), origins, directions, support=model.support,
-            every_sample=not model.trusts_grids,
-        ).hit
+        hit = model.find_surface(origins, directions, latent, tau=config["test"]["threshold"]).hit
         _, _, inside = geometry.cube_interval(origins, directions, 0.0)
         rays += len(mask)
         in_mask += int(mask.sum())

@@ -78,6 +78,8 @@ class Run:
             seed=self.options["seed"],
             endless=False,
         )
+        if config["model"]["lambda_patch"] > 0:
+            self._compare_views()
         self.iteration = self.epoch = self.batch = 0
         self.maximize = self.options["model_selection_mode"] == "maximize"
         self.best = -math.inf if self.maximize else math.inf
@@ -91,6 +93,17 @@ class Run:
         save_config(config, self.out_dir / "config.yaml")
         self.board = Board(self.out_dir / "logs", self.iteration)
         self.visualizer = Visualizer(config, self.model, method, device, self.val_set, self.board)
+
+    def _compare_views(self):
+        folders = {entry.folder for entry in self.train_set.entries}
+        try:
+            if len(folders) > 1:
+                raise ValueError(f"the dataset has {len(folders)} objects")
+            self.trainer.know_views([self.train_set[i] for i in range(len(self.train_set))])
+        except ValueError as err:
+            raise InputError(
+                f"model.lambda_patch compares the views of one object, but {err}; set it to 0"
+            ) from err
 
     @property
     def checkpoint(self):

@@ -35,6 +35,7 @@ LOSS_TERMS = {  # term of the loss: key of its weight in the section model
     "freespace": "lambda_freespace",
     "occupied": "lambda_occupied",
     "unseen": "lambda_unseen",
+    "patch": "lambda_patch",
 }
 
 
@@ -197,7 +198,7 @@ def get_trainer(config, model, optimizer, device):
             key: training[key]
             for key in (
                 "n_training_points", "n_eval_points", "sample_continuous", "pixels_near_mask",
-                "n_surrounding_rays", "occupancy_points", "occupancy_random_normal",
+                "n_surrounding_rays", "n_compared_patches", "occupancy_points", "occupancy_random_normal",
                 "depth_loss_on_world_points", "use_cube_intersection", "always_freespace",
                 "gradient_clip",
             )

@@ -1,5 +1,7 @@
 """Encoder, decoder and surface search, put together."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -146,18 +148,20 @@ class DVR(nn.Module):
         return self.decoder.has_color
 
     def find_surface(self, origins, directions, latent=None, objects=None, n_steps=None,
-                     generator=None, bounds=None, dtype=None, closest=False):
+                     generator=None, bounds=None, dtype=None, closest=False, tau=None):
         """March rays (R, 3) of one or more objects; see :meth:`DepthFunction.find_surface`.
 
         ``bounds`` (:class:`im2mesh.dvr.bounds.OccupancyBounds` or None) tell where not to look. With a
         reduced precision ``dtype`` the surface is looked for in it; where it was found, it is made sure
-        of and refined in full precision.
+        of and refined in full precision. ``tau`` is the occupancy of the surface, if other than that of
+        the depth function.
         """
 
         def estimate(points, rays):
             return bounds.estimate(points, None if objects is None else objects[rays])
 
-        return self.depth_function.find_surface(
+        depth_function = self.depth_function if tau is None else replace(self.depth_function, tau=tau)
+        return depth_function.find_surface(
             self.logit_field(latent, objects), origins, directions, n_steps, generator,
             estimate=bounds and estimate,
             scout=None if dtype is None else self.logit_field(latent, objects, dtype),

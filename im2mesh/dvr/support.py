@@ -145,7 +145,13 @@ def cell_of(points, resolution):
     within : Tensor (...,), bool
         Whether the point is in the cube.
     """
+    place, within = place_of(points, resolution)
+    x, y, z = place.unbind(dim=-1)
+    return (x * resolution + y) * resolution + z, within
+
+
+def place_of(points, resolution):
+    """As :func:`cell_of`, with the cells as three integers (..., 3) along x, y and z."""
     place = (points / SIDE + 0.5) * resolution
     within = ((place >= 0) & (place <= resolution)).all(dim=-1)
-    x, y, z = place.long().clamp_(0, resolution - 1).unbind(dim=-1)
-    return (x * resolution + y) * resolution + z, within
+    return place.long().clamp_(0, resolution - 1), within

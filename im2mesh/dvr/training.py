@@ -18,11 +18,13 @@ from im2mesh.dvr import losses
 from im2mesh.dvr.bounds import FINE, OccupancyBounds
 from im2mesh.dvr.field import outward_normals
 from im2mesh.dvr.implicit import depth_with_gradient, follow_surface
+from im2mesh.dvr.patches import PatchConsistency
 from im2mesh.dvr.sampling import mask_boxes, sample_pixels
 from im2mesh.dvr.support import FREE, SIDE, Support, with_neighbors
 from im2mesh.dvr.visibility import SeenCells
 
 COLOR_TERMS = {"rgb", "image_gradients"}
+TRAINING_TERMS = {"unseen", "patch"}  # not of single views: validation leaves them out
 DEPTH_TERMS = {"depth", "sparse_depth"}  # read from disk only where their weight is not 0
 RAY_MEANS = {  # term: what validation calls its mean over rays
     "rgb": "loss_rgb_eval",
@@ -46,7 +48,7 @@ class LossOptions:
     """What the loss is made of; names and meaning as in ``configs/default.yaml``.
 
     ``weights`` holds the lambdas by term: rgb, image_gradients, depth, sparse_depth, normal,
-    freespace, occupied. A term of weight 0 is not computed.
+    freespace, occupied, unseen, patch. A term of weight 0 is not computed.
     """
 
     weights: dict = field(
@@ -60,6 +62,7 @@ class LossOptions:
     sample_continuous: bool = False
     pixels_near_mask: int | None = None
     n_surrounding_rays: int = 0
+    n_compared_patches: int = 128
     occupancy_points: str = "random"
     occupancy_random_normal: bool = False
     depth_loss_on_world_points: bool = False
@@ -86,6 +89,8 @@ class Rays:
         Camera depth of the sparse points.
     n_around : int
         Rays from all around the object at the end, which no camera has.
+    views : Tensor (R,), int64, or None
+        The item of the dataset that each pixel is of, where views are compared.
     n_images : int
     n_patches : int
         Patches at the head of each image's pixels.
@@ -99,6 +104,7 @@ class Rays:
     depth: torch.Tensor | None
     hull_depth: torch.Tensor | None
     sparse_depth: torch.Tensor | None
+    views: torch.Tensor | None
     n_images: int
     n_patches: int
     n_around: int = 0
@@ -129,6 +135,7 @@ class Trainer:
         self.bounds = OccupancyBounds() if follows else None
         self.looked, self.look_every = -1, LOOK_EVERY[0]  # iteration of the last look; until the next
         self.seen = SeenCells(device=device) if options.weights.get("unseen") else None
+        self.patches = None
 
     def state_dict(self):
         """What a resumed run needs beside model and optimizer."""
@@ -147,6 +154,27 @@ class Trainer:
             self.looked, self.look_every = state["looked"], state["look_every"]
         if self.seen is not None and torch.is_tensor(state.get("seen")):
             self.seen.last_seen.copy_(state["seen"])
+
+    def know_views(self, items):
+        """All views of the one object, for the term ``patch``: the items of the dataset, in its order.
+
+        Raises
+        ------
+        ValueError
+            When they cannot be compared: a single one, or images of several sizes.
+        """
+        if len({item["img"].shape for item in items}) > 1:
+            raise ValueError("the images have several sizes")
+        matrices = (
+            torch.stack([item[f"img.{name}"] for item in items])
+            for name in ("camera_mat", "world_mat", "scale_mat")
+        )
+        self.patches = PatchConsistency(
+            torch.stack([item["img"] for item in items]),
+            torch.stack([item["img.mask"] for item in items]),
+            geometry.object_to_image(*matrices),
+            self.device,
+        )
 
     def become_hull(self, cells, n_iterations, n_points=4096):
         """Make the field a set of cells (N, N, N) of the padded cube, for the training to start from there.
@@ -203,12 +231,8 @@ class Trainer:
         wanted = {name for name, weight in self.options.weights.items() if weight != 0}
         latent = self.model.encode(batch.get("inputs"), self.options.precision)
         bounds = self._bounds(iteration, rays, steps) or self._object_bounds(rays, latent)
-        values, hits = self._terms(rays, latent, wanted, steps, generator, bounds)
+        values, hits = self._terms(rays, latent, wanted, steps, generator, bounds, iteration)
         hit = hits.hit[: len(rays.mask)]
-        if self.seen is not None:
-            self._note_seen(rays, hits, iteration)
-            unseen = self.seen.unseen_points(iteration, self.model.support, self._generator(4, iteration))
-            values["unseen"] = losses.occupied(self.model.decoder.occupancy(unseen))
         terms = self._reduced(values, len(batch["img"]))
         loss = self._weighted(terms)
         self.optimizer.zero_grad(set_to_none=True)
@@ -245,7 +269,7 @@ class Trainer:
             term
             for term in weights
             if (weights[term] != 0 or term not in DEPTH_TERMS)
-            and term != "unseen"
+            and term not in TRAINING_TERMS
             and (self.model.has_color or term not in COLOR_TERMS)
             and (self.options.patch_size > 1 or term != "image_gradients")
         ]
@@ -377,6 +401,10 @@ class Trainer:
             objects = torch.cat([objects, valid.nonzero()[:, 0]])
             sparse_depth = self._moved(depth[valid])
 
+        views = None
+        if self.patches is not None:
+            views = self._moved(batch["idx"].repeat_interleave(pixels.shape[1]))
+
         def known(key):
             if key not in batch:
                 return None
@@ -391,6 +419,7 @@ class Trainer:
             depth=known("img.depth"),
             hull_depth=known("img.visual_hull_depth"),
             sparse_depth=sparse_depth,
+            views=views,
             n_images=batch_size,
             n_patches=n_patches,
         )
@@ -420,8 +449,8 @@ class Trainer:
             tensor = tensor.contiguous().pin_memory()  # an expanded view cannot be pinned
         return tensor.to(self.device, non_blocking=True)
 
-    def _terms(self, rays, latent, wanted, n_steps, generator, bounds=None):
-        """Per-ray values of the wanted terms.
+    def _terms(self, rays, latent, wanted, n_steps, generator, bounds=None, iteration=None):
+        """Per-ray values of the wanted terms; of ``unseen``, where an iteration is given, per point.
 
         Returns
         -------
@@ -436,6 +465,8 @@ class Trainer:
             closest=self.options.occupancy_points == "closest",
         )
         groups, empty = self._choose(rays, hits, wanted, generator, bounds)
+        if self.seen is not None and iteration is not None:
+            groups.append(self._unseen(rays, hits, iteration))
         sparse, visible, stray, around = (group for group, _ in groups[:4])
         points = torch.cat(
             [hits.points[group] for group, _ in groups[:4]] + [points for _, points in groups[4:]]
@@ -444,7 +475,7 @@ class Trainer:
         objects = None if rays.objects is None else rays.objects[chosen]
         found_there = decoder.evaluate(points, latent, objects, rays.directions[chosen])
         out = found_there.out
-        at_sparse, at_visible, at_stray, _, at_free, at_occupied = out.split(
+        at_sparse, at_visible, at_stray, _, at_free, at_occupied, *at_unseen = out.split(
             [len(group) for group, _ in groups]
         )
 
@@ -486,7 +517,29 @@ class Trainer:
             values["freespace"] = losses.freespace(torch.cat([at_stray[:, 0], at_free[:, 0], empty]))
         if "occupied" in wanted:
             values["occupied"] = losses.occupied(at_occupied[:, 0])
+        if self.patches is not None and "patch" in wanted and iteration is not None:
+            some = torch.randperm(len(visible), generator=self._generator(8, iteration))
+            some = some[: self.options.n_compared_patches].to(depth.device)
+            there, rows = found_there[len(sparse) + some], visible[some]
+            with torch.no_grad():
+                normals = outward_normals(there.gradient())
+            points = rays.origins[rows] + depth[some, None] * rays.directions[rows]
+            values["patch"] = self.patches(points, normals, rays.views[rows])
+        for logits in at_unseen:
+            values["unseen"] = losses.occupied(logits[:, 0])
         return values, hits
+
+    def _unseen(self, rays, hits, iteration):
+        """Points of space that no ray has passed through of late, those of this step among them.
+
+        Returns
+        -------
+        (indices (M,), points (M, 3))
+            As the groups of :meth:`_choose`; the ray of such a point is of no meaning.
+        """
+        self._note_seen(rays, hits, iteration)
+        points = self.seen.unseen_points(iteration, self.model.support, self._generator(4, iteration))
+        return torch.zeros_like(points[:, 0], dtype=torch.long), points
 
     def _note_seen(self, rays, hits, iteration):
         """What the rays of a step pass through before they meet something."""

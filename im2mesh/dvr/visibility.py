@@ -6,7 +6,7 @@ field with detail may hold anything there, surfaces included. The loss term ``un
 
 import torch
 
-from im2mesh.dvr.support import SIDE, cell_of
+from im2mesh.dvr.support import SIDE, cell_of, place_of
 
 RESOLUTION = 64  # cells per axis
 WINDOW = 256  # iterations after which a cell that no ray passed through counts as unseen
@@ -58,7 +58,7 @@ class SeenCells:
             points = support.random_points(N_CANDIDATES, generator)
         else:
             points = (torch.rand(N_CANDIDATES, 3, generator=generator).to(device) - 0.5) * SIDE
-        place = ((points / SIDE + 0.5) * self.resolution).long().clamp_(0, self.resolution - 1)
+        place, _ = place_of(points, self.resolution)
         around = (place[:, None] + self._around.to(device)).clamp_(0, self.resolution - 1)
         last_seen = self.last_seen[tuple(around.unbind(dim=-1))].amax(dim=1)
         points = points[last_seen < iteration - WINDOW][:N_POINTS]
