@@ -15,7 +15,7 @@ from statistics import mean
 
 from benchmarks.common import machine_line, markdown_table
 from benchmarks.mesh_views import measure
-from benchmarks.quality import DEVICE, train
+from benchmarks.quality import DEVICE, train, without_breaks
 from im2mesh.commands.generate import generate
 from im2mesh.commands.setup import get_dataset, mesh_path, output_folder
 from im2mesh.config import load_config
@@ -37,9 +37,11 @@ VARIANTS = {  # name: what is changed
     "start not at the hull": ["training.hull_iterations=0"],
     "unseen space left alone": ["model.lambda_unseen=0"],
     "no rays from all around": ["training.n_surrounding_rays=0"],
+    "views not compared": ["model.lambda_patch=0"],
     "normals over 0.001": ["model.normal_neighborhood=0.001"],
     "lambda_normal 0.05": ["model.lambda_normal=0.05"],
     "lambda_normal 0.8": ["model.lambda_normal=0.8"],
+    "lambda_occupied 1": ["model.lambda_occupied=1"],
     "random occupancy points": ["training.occupancy_points=random"],
     "pixels from all of the image": ["training.pixels_near_mask=null"],
 }
@@ -77,11 +79,7 @@ def main():
 
 def measured(config_file, overrides, seed, out_dir):
     """The figures of one training; nan where the capture has no true cloud."""
-    config = load_config(
-        config_file,
-        [*overrides, f"training.seed={seed}", f"training.out_dir={out_dir}", "training.validate_every=0",
-         "training.visualize_every=0", "test.model_file=model.pt"],
-    )
+    config = without_breaks(config_file, overrides, seed, out_dir)
     run = train(config)
     generate(config, DEVICE, argparse.Namespace(overwrite=True))
     [entry] = get_dataset(config, "test").entries

@@ -16,7 +16,7 @@ import tempfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
 import torch
 import trimesh
@@ -29,7 +29,7 @@ from benchmarks.common import (
     machine_line, markdown_table, matmul_rate, measure_alternately, peak_memory, timed,
 )
 from benchmarks.evaluate import evaluate_mesh_plainly
-from benchmarks.quality import TRAINERS, train
+from benchmarks.quality import TRAINERS, near, sharp, train, without_breaks
 from benchmarks.shape import conditional_batch, fitted_conditional_model
 from im2mesh import checkpoints, geometry, meshing
 from im2mesh.commands.setup import get_dataset, load_trained_model
@@ -46,6 +46,7 @@ CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
 TRAINED = ROOT / "benchmarks/trained.yaml"
 DEMO = ROOT / "benchmarks/demo_simple.yaml"
+SHARP = ROOT / "configs/demo/synthetic_scene.yaml"
 DTU = ROOT / "configs/multi_view_reconstruction/skull/ours_rgb.yaml"
 SINGLE_VIEW = ROOT / "configs/single_view_reconstruction/multi_view_supervision/ours_combined.yaml"
 N_VIEWS = 32
@@ -215,12 +216,31 @@ def time_to_quality(repeats):
 def until_good(config, trainer_class, seed):
     """A run on the demo scene that ended when its mesh was good enough."""
     with tempfile.TemporaryDirectory() as out_dir:
-        demo = load_config(
-            DEMO,
-            [f"data.path={config['data']['path']}", f"training.out_dir={out_dir}",
-             f"training.seed={seed}", "training.validate_every=0", "training.print_every=0"],
-        )
-        return train(demo, trainer_class, look_every=20, stop_at=0.012)
+        demo = without_breaks(DEMO, [f"data.path={config['data']['path']}"], seed, out_dir)
+        return train(demo, trainer_class, goals={"chamferL1 0.012": near(0.012)})
+
+
+def fields(repeats):
+    """Training time of the demo scene's field, and of the paper's, to the same quality; medians."""
+    goals = {"chamferL1 0.0045": near(0.0045), "25 dB": sharp(25)}
+    seconds, missed = {}, set()
+    for config_file in (DEMO, SHARP):
+        for seed in range(repeats):
+            with tempfile.TemporaryDirectory() as out_dir:
+                place = f"data.path={scene()['data']['path']}"
+                config = without_breaks(config_file, [place], seed, out_dir)
+                run = train(config, goals=goals, look_every=50)
+            for goal in goals:
+                seconds.setdefault((goal, config_file), []).append(run.reached.get(goal, run.seconds))
+                if goal not in run.reached:
+                    missed.add(f"{config_file.name} ends before {goal}")
+            print(f"{config_file.name}, seed {seed}: reached {run.reached}, {run.seconds:.0f} s", flush=True)
+    return [
+        (f"training to {goal}, demo scene, paper's field against hash grid",
+         *(median(seconds[goal, config_file]) for config_file in (DEMO, SHARP)), wanted,
+         "; ".join([f"medians of {repeats} seeds", *sorted(m for m in missed if m.endswith(goal))]))
+        for goal, wanted in zip(goals, (4, ""))
+    ], []
 
 
 def rendering(repeats, size=400, n_steps=1024, n_plain=128):
@@ -332,7 +352,7 @@ def fitted_single_view(hidden_size, n_objects):
 PARTS = {
     part.__name__: part
     for part in (
-        evaluation, training_step, single_view_step, rendering, mesh, large_mesh, time_to_quality,
+        evaluation, training_step, single_view_step, rendering, mesh, large_mesh, time_to_quality, fields,
     )
 }
 

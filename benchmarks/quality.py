@@ -22,13 +22,15 @@ import trimesh
 
 from benchmarks import plain
 from benchmarks.common import machine_line, markdown_table
+from im2mesh.commands.capture import view_matrices
 from im2mesh.commands.evaluate import evaluate
 from im2mesh.commands.generate import generate
 from im2mesh.commands.render import render
 from im2mesh.commands.setup import get_dataset, output_folder
 from im2mesh.commands.train import Run
-from im2mesh.config import load_config
+from im2mesh.config import load_config, method_module
 from im2mesh.dvr.generation import Generator
+from im2mesh.dvr.rendering import compare
 from im2mesh.eval import evaluate_mesh
 from im2mesh.files import atomic_path
 
@@ -38,51 +40,101 @@ LOOK_RESOLUTION = 64  # cells per axis of the meshes that are looked at during t
 
 
 class TimedRun(Run):
-    """A training run that knows what its steps took and looks at its mesh now and then.
+    """A training run that knows what its steps took and looks now and then at what it has reached.
+
+    Parameters
+    ----------
+    goals : dict of functions (run) -> bool, by name
+        The run ends when all have been met.
+    look_every : int
+        Iterations.
 
     Attributes
     ----------
     seconds : float
-        Of all training steps so far, without the loading of data and without the looks.
-    curve : list of (int, float, float)
-        Iteration, seconds and chamferL1 at every look.
+        Of the start from the visual hull and all training steps so far, without the loading of data and
+        without the looks.
+    reached : dict of float
+        By goal: ``seconds`` when it was first met.
     """
 
-    def __init__(self, config, trainer_class=None, look_every=0, stop_at=0.0):
+    seconds = 0.0
+
+    def __init__(self, config, trainer_class=None, goals=None, look_every=20):
         super().__init__(config, DEVICE)
         if trainer_class is not None:
             self.trainer = trainer_class(
                 self.model, self.optimizer, self.trainer.options, DEVICE, self.trainer.seed
             )
-        self.look_every, self.stop_at = look_every, stop_at
-        self.seconds, self.curve = 0.0, []
-        self.truth = get_dataset(config, "eval")[0] if look_every else None
+        self.goals, self.look_every, self.reached = goals or {}, look_every, {}
+
+    def _start_at_hull(self):
+        start = time.perf_counter()
+        super()._start_at_hull()
+        self.seconds += time.perf_counter() - start
 
     def _step(self, batch):
         start = time.perf_counter()
         report = super()._step(batch)
         self.seconds += time.perf_counter() - start
-        if self.look_every and (self.iteration + 1) % self.look_every == 0:
-            self.curve.append((self.iteration + 1, self.seconds, self._distance()))
+        if (self.iteration + 1) % self.look_every == 0:
+            for name, met in self.goals.items():
+                if name not in self.reached and met(self):
+                    self.reached[name] = self.seconds
         return report
 
     def _reason_to_stop(self, deadline, received):
-        if self.curve and self.curve[-1][2] <= self.stop_at:
+        if self.goals and self.goals.keys() == self.reached.keys():
             return 0, "good enough"
         return super()._reason_to_stop(deadline, received)
 
-    def _distance(self):
+
+def near(distance):
+    """The goal of a chamferL1 of the mesh, 64 cells per axis, as small as that."""
+
+    def met(run):
         mesh = Generator(
-            self.model, resolution_0=LOOK_RESOLUTION // 2, upsampling_steps=1, refinement_step=0,
+            run.model, resolution_0=LOOK_RESOLUTION // 2, upsampling_steps=1, refinement_step=0,
             with_colors=False,
         ).generate()
-        points, normals = (self.truth[f"pointcloud.{name}"].numpy() for name in ("points", "normals"))
+        truth = get_dataset(run.config, "eval")[0]
+        points, normals = (truth[f"pointcloud.{name}"].numpy() for name in ("points", "normals"))
         mesh = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
-        return evaluate_mesh(mesh, points, normals)["chamferL1"]
+        return evaluate_mesh(mesh, points, normals)["chamferL1"] <= distance
+
+    return met
+
+
+def sharp(psnr):
+    """The goal of a PSNR of renderings of the training views, inside the masks, as high as that."""
+
+    def met(run):
+        dataset = get_dataset(run.config, "render")
+        images, [entry] = dataset.fields["img"], dataset.entries
+        renderer = method_module(run.config).get_renderer(run.config, run.model.eval(), DEVICE)
+        views = images.views(entry.folder)
+        found = []
+        for view, matrix in zip(views, view_matrices(entry, views)):
+            true = images.load(entry.folder, view)
+            rendering = renderer.render(matrix, *true[""].shape[:2], None, renderer.bounds(None))
+            found.append(compare(rendering, true[""], true["mask"])["psnr"])
+        return mean(found) >= psnr
+
+    return met
+
+
+def without_breaks(config_file, overrides, seed, out_dir):
+    """A config for one training that nothing interrupts, and for what is made of it."""
+    return load_config(
+        config_file,
+        [*overrides, f"training.seed={seed}", f"training.out_dir={out_dir}", "training.validate_every=0",
+         "training.visualize_every=0", "training.print_every=0", "test.model_file=model.pt",
+         "rendering.n_views=0"],
+    )
 
 
 def train(config, trainer_class=None, **options):
-    """Train to the end (or to ``stop_at``); gives the :class:`TimedRun`."""
+    """Train to the end (or until all goals are met); gives the :class:`TimedRun`."""
     run = TimedRun(config, trainer_class, **options)
     with closing(run.board):
         run.loop(float("inf"), [])
@@ -124,12 +176,7 @@ def main():
             key = f"{name}, seed {seed}"
             if key in results:
                 continue
-            config = load_config(
-                args.config,
-                [*args.set, f"training.seed={seed}", f"training.out_dir={out_dir / key}",
-                 "training.validate_every=0", "training.visualize_every=0",
-                 "test.model_file=model.pt", "rendering.n_views=0"],
-            )
+            config = without_breaks(args.config, args.set, seed, out_dir / key)
             run = train(config, trainer_class)
             results[key] = {"seconds": run.seconds, **measure_quality(config)}
             print(key, results[key], flush=True)

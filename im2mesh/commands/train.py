@@ -85,14 +85,17 @@ class Run:
         self.best = -math.inf if self.maximize else math.inf
         self._resume()
         if self.model.support is not None and self.iteration == 0:
-            hull = find_hull(config).to(device)
-            # A cell to spare: the surface follows from the losses, not from the steps of the grid.
-            self.model.support.set_cells(with_neighbors(hull))
-            self._set_detail()
-            self.trainer.become_hull(hull, self.options["hull_iterations"])
+            self._start_at_hull()
         save_config(config, self.out_dir / "config.yaml")
         self.board = Board(self.out_dir / "logs", self.iteration)
         self.visualizer = Visualizer(config, self.model, method, device, self.val_set, self.board)
+
+    def _start_at_hull(self):
+        hull = find_hull(self.config).to(self.trainer.device)
+        # A cell to spare: the surface follows from the losses, not from the steps of the grid.
+        self.model.support.set_cells(with_neighbors(hull))
+        self._set_detail()
+        self.trainer.become_hull(hull, self.options["hull_iterations"])
 
     def _compare_views(self):
         folders = {entry.folder for entry in self.train_set.entries}

@@ -11,8 +11,8 @@ from im2mesh.dvr.support import SIDE, cell_of, place_of
 RESOLUTION = 64  # cells per axis
 WINDOW = 256  # iterations after which a cell that no ray passed through counts as unseen
 N_DEPTHS = 32  # per ray of a step: from step to step they differ
-N_POINTS = 512  # for the loss of a step, at most
-N_CANDIDATES = 2048  # drawn for them
+N_POINTS = 256  # for the loss of a step, at most
+N_CANDIDATES = 1024  # drawn for them
 NEVER = -(2**30)
 
 

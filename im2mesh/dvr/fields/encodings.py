@@ -534,7 +534,8 @@ def _rows_of(tables, rows):
 
 def _with_slope(low_high, axis):
     """The weights with those along one axis replaced by their derivative, (-1, 1)."""
-    slope = low_high[axis].new_tensor([-1.0, 1.0])
+    like = low_high[axis]
+    slope = torch.arange(-1, 2, 2, dtype=like.dtype, device=like.device)  # no copy from the CPU
     return [slope if a == axis else weights for a, weights in enumerate(low_high)]
 
 
