@@ -518,13 +518,9 @@ class Trainer:
         if "occupied" in wanted:
             values["occupied"] = losses.occupied(at_occupied[:, 0])
         if self.patches is not None and "patch" in wanted and iteration is not None:
-            some = torch.randperm(len(visible), generator=self._generator(8, iteration))
-            some = some[: self.options.n_compared_patches].to(depth.device)
-            there, rows = found_there[len(sparse) + some], visible[some]
-            with torch.no_grad():
-                normals = outward_normals(there.gradient())
-            points = rays.origins[rows] + depth[some, None] * rays.directions[rows]
-            values["patch"] = self.patches(points, normals, rays.views[rows])
+            values["patch"] = self._patch_values(
+                rays, visible, depth, found_there[len(sparse) : len(moving)], iteration
+            )
         for logits in at_unseen:
             values["unseen"] = losses.occupied(logits[:, 0])
         return values, hits
@@ -661,6 +657,16 @@ class Trainer:
         normals = map(outward_normals, found[rows].gradients_with(nearby[rows]))
         values = losses.normal_smoothness(*normals)
         return values.new_zeros(len(points)).index_copy(0, rows, values)
+
+    def _patch_values(self, rays, visible, depth, found, iteration):
+        """Some of the visible rays, at the depths of :func:`depth_with_gradient`, compared in other views."""
+        some = torch.randperm(len(visible), generator=self._generator(8, iteration))
+        some = some[: self.options.n_compared_patches].to(depth.device)
+        with torch.no_grad():
+            normals = outward_normals(found[some].gradient())
+        rows = visible[some]
+        points = rays.origins[rows] + depth[some, None] * rays.directions[rows]
+        return self.patches(points, normals, rays.views[rows])
 
     def _reduced(self, values, batch_size):
         method = self.options.reduction
