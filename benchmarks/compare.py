@@ -6,6 +6,7 @@ Both sides alternate, with the same number of threads; seconds are medians. The 
 is the method as it is written down, in whole tensors. Where it would take hours it does a share of the
 work and its time is scaled up; the table says so. The first run makes the scene of scripts/demo.sh and
 trains a model on it (``trained.yaml``), both in out/benchmarks: that takes a quarter of an hour.
+The part ``fields`` compares two fields of im2mesh, the paper's with the hash grid of sharp.yaml.
 """
 
 import argparse
@@ -374,7 +375,7 @@ def main():
         for row in rows[-len(part_rows):]:
             print(row, flush=True)
     print()
-    header = ("work", "plain twin [s]", "im2mesh [s]", "times as fast", "asked", "")
+    header = ("work", "plain twin, or the paper's field [s]", "im2mesh [s]", "times as fast", "asked", "")
     print(markdown_table(header, rows))
     if shares:
         print("\nOf a training step, what matrix products of the same size in one piece would take:\n")

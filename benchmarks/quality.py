@@ -106,13 +106,13 @@ def near(distance):
 
 
 def sharp(psnr):
-    """The goal of a PSNR of renderings of the training views, inside the masks, as high as that."""
+    """The goal of a PSNR of renderings, inside the masks, as high as that: of every eighth training view."""
 
     def met(run):
         dataset = get_dataset(run.config, "render")
         images, [entry] = dataset.fields["img"], dataset.entries
         renderer = method_module(run.config).get_renderer(run.config, run.model.eval(), DEVICE)
-        views = images.views(entry.folder)
+        views = images.views(entry.folder)[::8]
         found = []
         for view, matrix in zip(views, view_matrices(entry, views)):
             true = images.load(entry.folder, view)

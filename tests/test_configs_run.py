@@ -137,6 +137,8 @@ def test_config_trains_generates_and_renders(load, name):
             "chair/a", "chair/b", "lamp/a", "lamp/b",
         ]
     loader = make_loader(train_set, training["batch_size"], seed=0)
+    if config["model"]["lambda_patch"]:
+        trainer.know_views([train_set[i] for i in range(len(train_set))])
     report = trainer.train_step(next(iter(loader)), 0)
     wanted = {term for term, key in TERMS.items() if config["model"][key]}
     assert set(report) - {"loss", "gradient_norm", "hit_share", "rays"} == wanted

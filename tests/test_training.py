@@ -306,6 +306,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(views):
         assert torch.equal(value, resumed.model.state_dict()[name]), name
 
 
+def test_views_must_be_known_before_they_are_compared(views):
+    trainer = make_trainer(make_model(), {"rgb": 1.0, "patch": 1.0})
+    with pytest.raises(RuntimeError, match="know_views"):
+        trainer.train_step(views(0, 1), 0)
+
+
 def test_global_random_numbers_are_left_alone(views):
     model = make_model(n_steps=(20, 60))
     trainer = make_trainer(

@@ -517,7 +517,7 @@ class Trainer:
             values["freespace"] = losses.freespace(torch.cat([at_stray[:, 0], at_free[:, 0], empty]))
         if "occupied" in wanted:
             values["occupied"] = losses.occupied(at_occupied[:, 0])
-        if self.patches is not None and "patch" in wanted and iteration is not None:
+        if "patch" in wanted and iteration is not None:
             values["patch"] = self._patch_values(
                 rays, visible, depth, found_there[len(sparse) : len(moving)], iteration
             )
@@ -660,6 +660,8 @@ class Trainer:
 
     def _patch_values(self, rays, visible, depth, found, iteration):
         """Some of the visible rays, at the depths of :func:`depth_with_gradient`, compared in other views."""
+        if self.patches is None:
+            raise RuntimeError("the term patch compares views: call know_views() before the first step")
         some = torch.randperm(len(visible), generator=self._generator(8, iteration))
         some = some[: self.options.n_compared_patches].to(depth.device)
         with torch.no_grad():
