@@ -20,6 +20,7 @@ from im2mesh.files import atomic_path
 
 DEFAULTS = Path(__file__).resolve().parent.parent / "configs" / "default.yaml"
 METHODS = {"dvr": "im2mesh.dvr.config"}
+ARGUMENTS_OF = {"model.decoder": "model.decoder_kwargs", "model.encoder": "model.encoder_kwargs"}
 
 
 # ---- what a key accepts --------------------------------------------------------------------------
@@ -264,6 +265,18 @@ def _read_override(override):
     return Layer(tree, name, {})
 
 
+def _read_overrides(overrides):
+    """Their layers in order, but a choice comes before arguments, which may be meant for it."""
+    layers = [_read_override(override) for override in overrides]
+    return sorted(layers, key=lambda layer: not any(_sets(layer, choice) for choice in ARGUMENTS_OF))
+
+
+def _sets(layer, key):
+    section, _, name = key.partition(".")
+    values = layer.tree.get(section)
+    return isinstance(values, dict) and name in values
+
+
 def _file_layers(path, heirs=()):
     """The layer of a config file, after those it inherits from."""
     path = Path(path)
@@ -338,7 +351,8 @@ def load_config(path, overrides=()):
     ----------
     path : str or Path
         A YAML file. ``inherit_from`` in it is a path relative to that file or to the working
-        directory. Mappings merge, everything else replaces.
+        directory. Mappings merge, everything else replaces; the arguments of a decoder or an encoder
+        are dropped where another one is chosen.
     overrides : iterable of str
         ``"section.key=value"`` with YAML values, as given to ``--set``.
 
@@ -361,8 +375,12 @@ def load_config(path, overrides=()):
         for key, value in _leaves(default, sections)
     }
     values, places = {}, {}
-    for layer in [default, *_file_layers(path), *map(_read_override, overrides)]:
-        for key, value in _leaves(layer, sections):
+    for layer in [default, *_file_layers(path), *_read_overrides(overrides)]:
+        leaves = dict(_leaves(layer, sections))
+        for choice, arguments in ARGUMENTS_OF.items():
+            if choice in values and leaves.get(choice, values[choice]) != values[choice]:
+                values[arguments] = {}
+        for key, value in leaves.items():
             place = layer.place(key)
             if key not in known:
                 raise InputError(f"{place}: unknown key {key}; {_advice(key, list(known))}")

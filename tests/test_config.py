@@ -581,3 +581,35 @@ def test_methods_are_imported_only_when_asked_for():
     ).stdout.split()
     assert "im2mesh.config" in loaded
     assert not {"torch", *METHODS.values()} & set(loaded)
+
+
+# ---- arguments of another decoder ----------------------------------------------------------------
+
+SHARP = "configs/multi_view_reconstruction/cpu/sharp.yaml"
+
+
+@pytest.mark.parametrize(
+    "overrides, decoder, arguments",
+    [
+        (["model.decoder=simple"], "simple", {}),
+        (["model.decoder=frequency", "model.decoder_kwargs={n_octaves: 4}"], "frequency", {"n_octaves": 4}),
+        # In any order: the arguments may be meant for the decoder that is chosen after them.
+        (["model.decoder_kwargs.hidden_size=32", "model.decoder=simple"], "simple", {"hidden_size": 32}),
+        (["model.decoder=hashgrid"], "hashgrid", {"n_levels": 10, "finest": 320, "log2_table_size": 16}),
+        (["model.decoder_kwargs.n_levels=8"], "hashgrid",
+         {"n_levels": 8, "finest": 320, "log2_table_size": 16}),
+    ],
+)
+def test_another_decoder_takes_no_arguments_of_the_one_before(overrides, decoder, arguments):
+    model = load_config(SHARP, overrides)["model"]
+    assert model["decoder"] == decoder and model["decoder_kwargs"] == arguments
+
+
+def test_a_file_that_chooses_another_encoder(tmp_path):
+    (tmp_path / "parent.yaml").write_text(
+        "model: {encoder: resnet34, encoder_kwargs: {pretrained: false}, decoder_kwargs: {hidden_size: 64}}"
+    )
+    child = tmp_path / "child.yaml"
+    child.write_text("inherit_from: parent.yaml\nmodel: {encoder_kwargs: {width: 8}, encoder: resnet18}")
+    model = load_config(child)["model"]
+    assert model["encoder_kwargs"] == {"width": 8} and model["decoder_kwargs"] == {"hidden_size": 64}
