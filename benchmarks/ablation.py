@@ -8,18 +8,14 @@ end and its mesh measured in the views (``benchmarks/mesh_views.py``); means ove
 """
 
 import argparse
-import json
-import logging
-from pathlib import Path
 from statistics import mean
 
 from benchmarks.common import machine_line, markdown_table
 from benchmarks.mesh_views import measure
-from benchmarks.quality import DEVICE, train, without_breaks
+from benchmarks.quality import DEVICE, measured_once, train, trainings_parser, without_breaks
 from im2mesh.commands.generate import generate
 from im2mesh.commands.setup import get_dataset, mesh_path, output_folder
 from im2mesh.config import load_config
-from im2mesh.files import atomic_path
 
 VARIANTS = {  # name: what is changed
     "as it is": [],
@@ -49,25 +45,14 @@ FIGURES = ("mask_iou", "psnr", "chamferL1", "normals", "inward_components", "sec
 
 
 def main():
-    parser = argparse.ArgumentParser(description="what each ingredient of a config is worth")
-    parser.add_argument("config", help="a config of one object and many views")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = trainings_parser("what each ingredient of a config is worth")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], help="key=value, as in train.py")
     args = parser.parse_args()
-    logging.getLogger("im2mesh").setLevel(logging.WARNING)
     out_dir = output_folder(load_config(args.config, args.set), "ablation")
-    results_file = out_dir / "results.json"
-    results = json.loads(results_file.read_text()) if results_file.exists() else {}
-    for seed in args.seeds:
-        for name in args.only:
-            key = f"{name}, seed {seed}"
-            if key in results:
-                continue
-            results[key] = measured(args.config, [*args.set, *VARIANTS[name]], seed, out_dir / key)
-            print(key, results[key], flush=True)
-            with atomic_path(results_file) as path:
-                Path(path).write_text(json.dumps(results, indent=1))
+    results = measured_once(
+        out_dir / "results.json", args.seeds, args.only,
+        lambda name, seed, key: measured(args.config, [*args.set, *VARIANTS[name]], seed, out_dir / key),
+    )
     print(machine_line())
     print(f"{args.config} {' '.join(args.set)}, means of {len(args.seeds)} seeds\n")
     rows = [

@@ -112,11 +112,11 @@ def sharp(psnr):
         dataset = get_dataset(run.config, "render")
         images, [entry] = dataset.fields["img"], dataset.entries
         renderer = method_module(run.config).get_renderer(run.config, run.model.eval(), DEVICE)
-        views = images.views(entry.folder)[::8]
+        bounds, views = renderer.bounds(), images.views(entry.folder)[::8]
         found = []
         for view, matrix in zip(views, view_matrices(entry, views)):
             true = images.load(entry.folder, view)
-            rendering = renderer.render(matrix, *true[""].shape[:2], None, renderer.bounds(None))
+            rendering = renderer.render(matrix, *true[""].shape[:2], bounds=bounds)
             found.append(compare(rendering, true[""], true["mask"])["psnr"])
         return mean(found) >= psnr
 
@@ -157,32 +157,48 @@ def measure_quality(config):
     return found
 
 
-def main():
-    parser = argparse.ArgumentParser(description="quality at the same number of iterations")
+def trainings_parser(description):
+    """Arguments of a benchmark that trains a config with several seeds."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("config", help="a config of one object and many views")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", nargs="+", action="extend", default=[], help="key=value, as in train.py")
-    args = parser.parse_args()
-    logging.getLogger("im2mesh").setLevel(logging.WARNING)
+    return parser
 
-    out_dir = output_folder(load_config(args.config, args.set), "quality")
-    results_file = out_dir / "quality.json"
+
+def measured_once(results_file, seeds, names, measure):
+    """``measure(name, seed, key)`` of all names and seeds by key, kept in a file as they come.
+
+    What the file holds already is not measured again.
+    """
+    logging.getLogger("im2mesh").setLevel(logging.WARNING)
     results = json.loads(results_file.read_text()) if results_file.exists() else {}
-    trainers = TRAINERS
-    if not plain.knows(load_config(args.config, args.set)):
-        trainers = {name: own for name, own in TRAINERS.items() if own is None}
-    for seed in args.seeds:
-        for name, trainer_class in trainers.items():
+    for seed in seeds:
+        for name in names:
             key = f"{name}, seed {seed}"
             if key in results:
                 continue
-            config = without_breaks(args.config, args.set, seed, out_dir / key)
-            run = train(config, trainer_class)
-            results[key] = {"seconds": run.seconds, **measure_quality(config)}
+            results[key] = measure(name, seed, key)
             print(key, results[key], flush=True)
             with atomic_path(results_file) as path:
                 Path(path).write_text(json.dumps(results, indent=1))
+    return results
 
+
+def main():
+    args = trainings_parser("quality at the same number of iterations").parse_args()
+    config = load_config(args.config, args.set)
+    out_dir = output_folder(config, "quality")
+    trainers = TRAINERS
+    if not plain.knows(config):
+        trainers = {name: own for name, own in TRAINERS.items() if own is None}
+
+    def measure(name, seed, key):
+        config = without_breaks(args.config, args.set, seed, out_dir / key)
+        run = train(config, trainers[name])
+        return {"seconds": run.seconds, **measure_quality(config)}
+
+    results = measured_once(out_dir / "quality.json", args.seeds, trainers, measure)
     metrics = ("chamferL1", "mask IoU", "PSNR [dB]", "seconds")
     rows = [(key, *(row[metric] for metric in metrics)) for key, row in results.items()]
     for name in trainers:

@@ -420,26 +420,17 @@ def _check_relations(values, places):
             fail("training.coarse_to_fine", end)
     if values["training.hull_iterations"] > 0 and not values["model.visual_hull"]:
         fail("training.hull_iterations", "there is no hull to start from: set model.visual_hull=true, or 0")
-    if values["model.lambda_unseen"] > 0 and values["model.encoder"] is not None:
+    for key, what in (
+        ("model.lambda_unseen", "what rays pass through is noted for"),
+        ("model.lambda_patch", "views are compared of"),
+        ("training.n_surrounding_rays", "such rays are cast around"),
+    ):
+        if values[key] > 0 and values["model.encoder"] is not None:
+            fail(key, f"{what} one object only: set 0, or model.encoder=null")
+    if values["model.lambda_patch"] > 0 and not values["data.split_model_for_images"]:
         fail(
-            "model.lambda_unseen",
-            "what rays pass through is noted for one object only: set 0, or model.encoder=null",
-        )
-    if values["model.lambda_patch"] > 0:
-        if values["model.encoder"] is not None:
-            fail(
-                "model.lambda_patch",
-                "views are compared of one object only: set 0, or model.encoder=null",
-            )
-        if not values["data.split_model_for_images"]:
-            fail(
-                "model.lambda_patch",
-                "views are compared where each is an item: set data.split_model_for_images=true, or 0",
-            )
-    if values["training.n_surrounding_rays"] > 0 and values["model.encoder"] is not None:
-        fail(
-            "training.n_surrounding_rays",
-            "such rays are cast around one object only: set 0, or model.encoder=null",
+            "model.lambda_patch",
+            "views are compared where each is an item: set data.split_model_for_images=true, or 0",
         )
     color_head = values["model.decoder_kwargs"].get("color_head")
     if color_head and not values["data.img_with_camera"]:
