@@ -114,20 +114,51 @@ def _require_tensors(weights, problem):
         raise InputError(f"{problem}: {', '.join(map(str, strangers))}")
 
 
-def load_model(model, state, path):
-    """Put the weights of a checkpoint into a model.
+def load_model(model, state, path, config=None):
+    """Put the weights of a checkpoint into a model; ``config``, if known, is that of the model.
 
     Raises
     ------
     InputError
-        When names or shapes do not match; all of them are listed.
+        When names or shapes do not match: what the file was trained with and the config asks for
+        (where the file knows: the published ones hold no config), and all the tensors concerned.
     """
-    fill(
-        model,
-        state["model"],
-        f"checkpoint {path} does not fit the model of this config (encoder, decoder, c_dim, "
-        "decoder_kwargs)",
-    )
+    wanted = {key: config["model"][key] for key in _ARCHITECTURE} if config else {}
+    problem = f"checkpoint {path} does not fit the model of this config"
+    differing = list(changes(state.get("config"), {"model": wanted}))
+    if differing:
+        lines = [f"{key}: {before} in the file, {now} here" for key, before, now in differing]
+        problem = "\n  ".join([problem, *lines])
+        problem += "\nSet them as they were, or choose another file. The tensors concerned"
+    elif wanted:
+        problem += f" (model.{', '.join(f'{key}: {value}' for key, value in wanted.items())})"
+    fill(model, state["model"], problem)
+
+
+_ARCHITECTURE = ("decoder", "decoder_kwargs", "encoder", "encoder_kwargs", "c_dim", "visual_hull")
+
+
+def changes(old, new):
+    """What a config says otherwise than the one of a checkpoint.
+
+    Parameters
+    ----------
+    old : dict or None
+        As it was stored; None, or keys that are missing: unknown, not a change.
+    new : dict
+
+    Yields
+    ------
+    (str, object, object)
+        Dotted key, value in ``old``, value in ``new``.
+    """
+    old = old if isinstance(old, dict) else {}
+    for section, keys in new.items():
+        before = old.get(section, keys)
+        if isinstance(keys, dict) and isinstance(before, dict):
+            for key, value in keys.items():
+                if before.get(key, value) != value:
+                    yield f"{section}.{key}", before[key], value
 
 
 def fill(module, weights, problem):

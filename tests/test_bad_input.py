@@ -338,7 +338,7 @@ CHECKPOINTS = {
     "other architecture": (
         write_other_architecture,
         [
-            "does not fit", "decoder_kwargs", "missing: decoder.fc_out.bias",
+            "does not fit", "model.decoder: simple", "missing: decoder.fc_out.bias",
             "decoder.fc_p.weight: (8, 3) in the file, (16, 3) in the model",
         ],
     ),

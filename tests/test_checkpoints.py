@@ -18,6 +18,7 @@ import torch
 from im2mesh import checkpoints
 from im2mesh.commands.setup import load_trained_model
 from im2mesh.config import load_config
+from im2mesh.dvr.fields.registered import FIELDS
 from im2mesh.dvr.fields.simple import ResidualField
 from im2mesh.dvr.model import DVR
 from im2mesh.errors import InputError
@@ -301,6 +302,28 @@ def test_other_names_are_listed(path):
     assert set(lines) == {f"  missing: {name}" for name in ours} | {
         f"  not in the model: {name}" for name in theirs
     }
+
+
+def test_another_field_is_named_before_the_tensors(path):
+    theirs = {
+        "decoder": "simple", "decoder_kwargs": {}, "encoder": None, "encoder_kwargs": {}, "c_dim": 0,
+        "visual_hull": False,
+    }
+    ours = theirs | {"decoder": "hashgrid", "decoder_kwargs": {"n_levels": 4}}
+    state = checkpoints.load(path) | {"config": {"model": theirs}}
+    model = DVR(FIELDS["hashgrid"](n_levels=4))
+    with pytest.raises(InputError) as err:
+        checkpoints.load_model(model, state, path, {"model": ours})
+    assert str(err.value).splitlines()[:5] == [
+        f"checkpoint {path} does not fit the model of this config",
+        "  model.decoder: simple in the file, hashgrid here",
+        "  model.decoder_kwargs: {} in the file, {'n_levels': 4} here",
+        "Set them as they were, or choose another file. The tensors concerned:",
+        "  missing: decoder.encoding.tables",
+    ]
+    del state["config"]  # as in a published file
+    with pytest.raises(InputError, match="does not fit the model of this config .model.decoder: hashgrid"):
+        checkpoints.load_model(model, state, path, {"model": ours})
 
 
 # ---- the published format ------------------------------------------------------------------------

@@ -91,7 +91,7 @@ def load_trained_model(config, device):
         )
         raise InputError(f"test.model_file: {path} does not exist; {advice}")
     state = checkpoints.load(path, device)
-    checkpoints.load_model(model, state, path)
+    checkpoints.load_model(model, state, path, config)
     log.info("model: %s (iteration %s)", path, state.get("it", "unknown"))
     return model.eval()
 

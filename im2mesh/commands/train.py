@@ -263,7 +263,7 @@ class Run:
         if not self.checkpoint.exists():
             return
         state = checkpoints.load(self.checkpoint)
-        checkpoints.load_model(self.model, state, self.checkpoint)
+        checkpoints.load_model(self.model, state, self.checkpoint, self.config)
         if "optimizer" not in state:
             raise InputError(
                 f"{self.checkpoint} has no optimizer state, so training cannot continue from it. "
@@ -275,7 +275,7 @@ class Run:
         self.batch = state.get("batch_it", 0)
         self.best = float(state.get("loss_val_best", self.best))
         log.info("continuing from %s, iteration %d", self.checkpoint, self.iteration)
-        for key, before, now in _changes(state.get("config", {}), self.config):
+        for key, before, now in checkpoints.changes(state.get("config"), self.config):
             log.info("changed since then: %s was %s, is %s", key, before, now)
 
 
@@ -294,16 +294,6 @@ class _Meter:
         rates = self.iterations / seconds, self.rays / seconds
         self.__init__()
         return rates
-
-
-def _changes(old, new):
-    """(dotted key, old value, new value) of every key of a config that is not as it was."""
-    for section, keys in new.items():
-        before = old.get(section, keys)
-        if isinstance(keys, dict) and isinstance(before, dict):
-            for key, value in keys.items():
-                if before.get(key, value) != value:
-                    yield f"{section}.{key}", before[key], value
 
 
 def _check_metric(chosen, known):
