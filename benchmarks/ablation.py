@@ -24,7 +24,7 @@ VARIANTS = {  # name: what is changed
     ],
     "frequencies, 6 octaves": ["model.decoder=frequency", "model.decoder_kwargs={n_octaves: 6}"],
     "colour head": ["model.decoder_kwargs.color_head=true"],
-    "coarse to fine": ["training.coarse_to_fine=0.4"],
+    "all detail from the start": ["training.coarse_to_fine=0"],
     "finest 192": [
         "model.decoder_kwargs.finest=192", "model.decoder_kwargs.n_levels=8",
         "model.decoder_kwargs.log2_table_size=15",
@@ -34,6 +34,7 @@ VARIANTS = {  # name: what is changed
     "unseen space left alone": ["model.lambda_unseen=0"],
     "no rays from all around": ["training.n_surrounding_rays=0"],
     "views not compared": ["model.lambda_patch=0"],
+    "each mask for its own rays only": ["model.lambda_silhouettes=0"],
     "normals over 0.001": ["model.normal_neighborhood=0.001"],
     "lambda_normal 0.05": ["model.lambda_normal=0.05"],
     "lambda_normal 0.8": ["model.lambda_normal=0.8"],

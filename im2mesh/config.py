@@ -423,15 +423,16 @@ def _check_relations(values, places):
     for key, what in (
         ("model.lambda_unseen", "what rays pass through is noted for"),
         ("model.lambda_patch", "views are compared of"),
+        ("model.lambda_silhouettes", "views are compared of"),
         ("training.n_surrounding_rays", "such rays are cast around"),
     ):
         if values[key] > 0 and values["model.encoder"] is not None:
             fail(key, f"{what} one object only: set 0, or model.encoder=null")
-    if values["model.lambda_patch"] > 0 and not values["data.split_model_for_images"]:
-        fail(
-            "model.lambda_patch",
-            "views are compared where each is an item: set data.split_model_for_images=true, or 0",
-        )
+    for key in ("model.lambda_patch", "model.lambda_silhouettes"):
+        if values[key] > 0 and not values["data.split_model_for_images"]:
+            fail(
+                key, "views are compared where each is an item: set data.split_model_for_images=true, or 0"
+            )
     color_head = values["model.decoder_kwargs"].get("color_head")
     if color_head and not values["data.img_with_camera"]:
         fail(

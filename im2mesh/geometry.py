@@ -93,6 +93,16 @@ def image_to_position(pixels, height, width):
     return torch.stack([(y + 1) / 2 * (height - 1), (x + 1) / 2 * (width - 1)], dim=-1)
 
 
+def position_matrix(height, width):
+    """:func:`image_to_position` as a matrix (4, 4), float64, for homogeneous image coordinates.
+
+    ``position_matrix(...) @ object_to_image(...)`` projects to (column, row), in this order.
+    """
+    x, y = (width - 1) / 2, (height - 1) / 2
+    rows = [[x, 0, x, 0], [0, y, y, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
 def look_up(images, pixels):
     """Values of images at image points, taken from the nearest pixel.
 

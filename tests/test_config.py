@@ -55,6 +55,7 @@ OURS = {
     "data": {"remove_background": False, "skip_unreadable": False},
     "model": {
         "coarse_bounds": True, "min_slope": 0.001, "visual_hull": False, "lambda_unseen": 0.0, "lambda_patch": 0.0,
+        "lambda_silhouettes": 0.0,
         "normal_neighborhood": 0.001,
     },
     "training": {

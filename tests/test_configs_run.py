@@ -27,7 +27,7 @@ TERMS = {
     "rgb": "lambda_rgb", "image_gradients": "lambda_image_gradients", "depth": "lambda_depth",
     "sparse_depth": "lambda_sparse_depth", "normal": "lambda_normal",
     "freespace": "lambda_freespace", "occupied": "lambda_occupied",
-    "unseen": "lambda_unseen", "patch": "lambda_patch",
+    "unseen": "lambda_unseen", "patch": "lambda_patch", "silhouettes": "lambda_silhouettes",
 }
 
 
@@ -137,7 +137,7 @@ def test_config_trains_generates_and_renders(load, name):
             "chair/a", "chair/b", "lamp/a", "lamp/b",
         ]
     loader = make_loader(train_set, training["batch_size"], seed=0)
-    if config["model"]["lambda_patch"]:
+    if config["model"]["lambda_patch"] or config["model"]["lambda_silhouettes"]:
         trainer.know_views([train_set[i] for i in range(len(train_set))])
     report = trainer.train_step(next(iter(loader)), 0)
     wanted = {term for term, key in TERMS.items() if config["model"][key]}

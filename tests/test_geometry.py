@@ -10,12 +10,14 @@ from im2mesh.geometry import (
     camera_rays,
     cube_interval,
     image_to_index,
+    image_to_position,
     index_to_image,
     look_at,
     look_up,
     object_to_image,
     perspective,
     pixel_centers,
+    position_matrix,
     project,
 )
 from tests import plain
@@ -96,6 +98,15 @@ def test_look_up_gives_every_pixel_its_own_value(height, width, dtype):
     assert torch.equal(look_up(image, pixels), image.flatten(1))
     colors = torch.stack([image, -image, image + 1], dim=-1)
     assert torch.equal(look_up(colors, pixels), colors.flatten(1, 2))
+
+
+def test_position_matrix_is_that_of_the_positions():
+    pixels = torch.rand(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3 - 1.5
+    homogeneous = torch.cat([pixels, torch.ones(50, 2, dtype=torch.float64)], dim=1)
+    column, row, *rest = (homogeneous @ position_matrix(30, 47).T).unbind(dim=1)
+    expected = image_to_position(pixels, 30, 47)
+    assert torch.allclose(torch.stack([row, column], dim=1), expected)
+    assert all((value == 1).all() for value in rest)
 
 
 def test_look_up_in_images_of_different_sizes():

@@ -78,8 +78,8 @@ class Run:
             seed=self.options["seed"],
             endless=False,
         )
-        if config["model"]["lambda_patch"] > 0:
-            self._compare_views()
+        if config["model"]["lambda_patch"] > 0 or config["model"]["lambda_silhouettes"] > 0:
+            self._know_views()
         self.iteration = self.epoch = self.batch = 0
         self.maximize = self.options["model_selection_mode"] == "maximize"
         self.best = -math.inf if self.maximize else math.inf
@@ -97,7 +97,7 @@ class Run:
         self._set_detail()
         self.trainer.become_hull(hull, self.options["hull_iterations"])
 
-    def _compare_views(self):
+    def _know_views(self):
         folders = {entry.folder for entry in self.train_set.entries}
         try:
             if len(folders) > 1:
@@ -105,7 +105,8 @@ class Run:
             self.trainer.know_views([self.train_set[i] for i in range(len(self.train_set))])
         except ValueError as err:
             raise InputError(
-                f"model.lambda_patch compares the views of one object, but {err}; set it to 0"
+                f"model.lambda_patch and lambda_silhouettes compare the views of one object, but {err}; "
+                "set both to 0"
             ) from err
 
     @property

@@ -36,6 +36,7 @@ LOSS_TERMS = {  # term of the loss: key of its weight in the section model
     "occupied": "lambda_occupied",
     "unseen": "lambda_unseen",
     "patch": "lambda_patch",
+    "silhouettes": "lambda_silhouettes",
 }
 
 

@@ -20,11 +20,13 @@ from im2mesh.dvr.field import outward_normals
 from im2mesh.dvr.implicit import depth_with_gradient, follow_surface
 from im2mesh.dvr.patches import PatchConsistency
 from im2mesh.dvr.sampling import mask_boxes, sample_pixels
+from im2mesh.dvr.silhouettes import Silhouettes
 from im2mesh.dvr.support import FREE, SIDE, Support, with_neighbors
 from im2mesh.dvr.visibility import SeenCells
 
 COLOR_TERMS = {"rgb", "image_gradients"}
-TRAINING_TERMS = {"unseen", "patch"}  # not of single views: validation leaves them out
+VIEW_TERMS = {"patch", "silhouettes"}  # ask all views of the object
+TRAINING_TERMS = VIEW_TERMS | {"unseen"}  # not of single views: validation leaves them out
 DEPTH_TERMS = {"depth", "sparse_depth"}  # read from disk only where their weight is not 0
 RAY_MEANS = {  # term: what validation calls its mean over rays
     "rgb": "loss_rgb_eval",
@@ -135,7 +137,7 @@ class Trainer:
         self.bounds = OccupancyBounds() if follows else None
         self.looked, self.look_every = -1, LOOK_EVERY[0]  # iteration of the last look; until the next
         self.seen = SeenCells(device=device) if options.weights.get("unseen") else None
-        self.patches = None
+        self.patches = self.silhouettes = None
 
     def state_dict(self):
         """What a resumed run needs beside model and optimizer."""
@@ -156,7 +158,7 @@ class Trainer:
             self.seen.last_seen.copy_(state["seen"])
 
     def know_views(self, items):
-        """All views of the one object, for the term ``patch``: the items of the dataset, in its order.
+        """All views of the one object, for the terms that ask them: the items of the dataset, in its order.
 
         Raises
         ------
@@ -169,12 +171,13 @@ class Trainer:
             torch.stack([item[f"img.{name}"] for item in items])
             for name in ("camera_mat", "world_mat", "scale_mat")
         )
-        self.patches = PatchConsistency(
-            torch.stack([item["img"] for item in items]),
-            torch.stack([item["img.mask"] for item in items]),
-            geometry.object_to_image(*matrices),
-            self.device,
-        )
+        to_image = geometry.object_to_image(*matrices)
+        masks = torch.stack([item["img.mask"] for item in items])
+        if self.options.weights.get("patch"):
+            images = torch.stack([item["img"] for item in items])
+            self.patches = PatchConsistency(images, masks, to_image, self.device)
+        if self.options.weights.get("silhouettes"):
+            self.silhouettes = Silhouettes(masks, to_image, self.device)
 
     def become_hull(self, cells, n_iterations, n_points=4096):
         """Make the field a set of cells (N, N, N) of the padded cube, for the training to start from there.
@@ -229,6 +232,9 @@ class Trainer:
         if self.options.n_surrounding_rays > 0:
             rays = self._with_rays_around(rays, self._generator(7, iteration))
         wanted = {name for name, weight in self.options.weights.items() if weight != 0}
+        for term, views in (("patch", self.patches), ("silhouettes", self.silhouettes)):
+            if term in wanted and views is None:
+                raise RuntimeError(f"the term {term} asks all views: call know_views() before the first step")
         latent = self.model.encode(batch.get("inputs"), self.options.precision)
         bounds = self._bounds(iteration, rays, steps) or self._object_bounds(rays, latent)
         values, hits = self._terms(rays, latent, wanted, steps, generator, bounds, iteration)
@@ -425,7 +431,7 @@ class Trainer:
         )
 
     def _with_rays_around(self, rays, generator):
-        """More rays, from random points around the object to where it may be, for the normal term.
+        """More rays, from random points around the object to where it may be, for normals and silhouettes.
 
         They reach surfaces that no view shows, about which nothing else says what is likely.
         """
@@ -475,7 +481,7 @@ class Trainer:
         objects = None if rays.objects is None else rays.objects[chosen]
         found_there = decoder.evaluate(points, latent, objects, rays.directions[chosen])
         out = found_there.out
-        at_sparse, at_visible, at_stray, _, at_free, at_occupied, *at_unseen = out.split(
+        at_sparse, at_visible, at_stray, at_around, at_free, at_occupied, *at_unseen = out.split(
             [len(group) for group, _ in groups]
         )
 
@@ -517,6 +523,12 @@ class Trainer:
             values["freespace"] = losses.freespace(torch.cat([at_stray[:, 0], at_free[:, 0], empty]))
         if "occupied" in wanted:
             values["occupied"] = losses.occupied(at_occupied[:, 0])
+        if "silhouettes" in wanted and iteration is not None:
+            outside = self.silhouettes.outside(
+                hits.points[torch.cat([visible, around])], self._generator(9, iteration)
+            )
+            logits = torch.cat([at_visible[:, 0], at_around[:, 0]])
+            values["silhouettes"] = losses.freespace(logits[outside])
         if "patch" in wanted and iteration is not None:
             values["patch"] = self._patch_values(
                 rays, visible, depth, found_there[len(sparse) : len(moving)], iteration
@@ -573,9 +585,11 @@ class Trainer:
         sparse = indices(nothing)
         if rays.sparse_depth is not None:
             sparse = n_pixels + sparse_hit.nonzero()[:, 0]
-        visible = indices(hit & mask, *COLOR_TERMS, "depth", "normal")
+        visible = indices(hit & mask, *COLOR_TERMS, *VIEW_TERMS, "depth", "normal")
         stray = indices(hit & ~mask, "normal", "freespace")
-        around = n_seen + around_hit.nonzero()[:, 0] if "normal" in wanted else indices(nothing)
+        around = indices(nothing)
+        if wanted & {"normal", "silhouettes"}:
+            around = n_seen + around_hit.nonzero()[:, 0]
 
         near, far = self._interval(rays, geometry.CUBE_PADDING)
         depth = torch.lerp(near, far, self._uniform(near, generator))
@@ -660,8 +674,6 @@ class Trainer:
 
     def _patch_values(self, rays, visible, depth, found, iteration):
         """Some of the visible rays, at the depths of :func:`depth_with_gradient`, compared in other views."""
-        if self.patches is None:
-            raise RuntimeError("the term patch compares views: call know_views() before the first step")
         some = torch.randperm(len(visible), generator=self._generator(8, iteration))
         some = some[: self.options.n_compared_patches].to(depth.device)
         with torch.no_grad():
