@@ -30,7 +30,9 @@ FLOORS = (
         "im2mesh.dvr.support",
     },
     {"im2mesh.dvr.fields"},
-    {"im2mesh.dvr.model", "im2mesh.dvr.visibility", "im2mesh.dvr.patches"},
+    {
+        "im2mesh.dvr.model", "im2mesh.dvr.visibility", "im2mesh.dvr.patches", "im2mesh.dvr.silhouettes",
+    },
     {"im2mesh.dvr.generation", "im2mesh.dvr.rendering", "im2mesh.dvr.training"},
     {"im2mesh.dvr.config"},
     {"im2mesh.config"},
