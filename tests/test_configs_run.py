@@ -180,3 +180,17 @@ def test_config_without_model_finds_its_data(load):
         assert len(get_dataset(config, mode)) == 3
     with pytest.raises(InputError, match="data.input_type is null, but model.encoder resnet18"):
         method_module(config).get_model(config)
+
+
+@pytest.mark.parametrize("supported, expected", [(True, torch.bfloat16), (False, None)])
+def test_sixteen_bits_only_where_the_processor_has_them(supported, expected, monkeypatch, caplog):
+    """Emulated, a step of the single-view config takes many times as long."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    config = load_config(
+        CONFIGS / "multi_view_reconstruction/cpu/simple.yaml", ["training.precision=bfloat16"]
+    )
+    method = method_module(config)
+    model = get_model(config)
+    trainer = method.get_trainer(config, model, method.get_optimizer(config, model), "cpu")
+    assert trainer.options.precision == expected
+    assert ("training.precision" in caplog.text) == (not supported)

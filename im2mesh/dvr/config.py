@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import logging
 import os
 import shutil
 from functools import partial
@@ -20,6 +21,8 @@ from im2mesh.dvr.support import Support
 from im2mesh.dvr.training import LossOptions, Trainer
 from im2mesh.encoder import ConvEncoder, ResnetEncoder
 from im2mesh.errors import InputError
+
+log = logging.getLogger(__name__)
 
 IMAGE_ENCODERS = {
     **{f"resnet{depth}": partial(ResnetEncoder, depth) for depth in (18, 34, 50, 101)},
@@ -194,7 +197,7 @@ def get_trainer(config, model, optimizer, device):
         normal_neighborhood=config["model"]["normal_neighborhood"],
         min_slope=config["model"]["min_slope"],
         depth_range=tuple(config["data"]["depth_range"]),
-        precision=PRECISIONS[training["precision"]],
+        precision=_precision(training["precision"], device),
         **{
             key: training[key]
             for key in (
@@ -206,6 +209,21 @@ def get_trainer(config, model, optimizer, device):
         },
     )
     return Trainer(model, optimizer, options, device, training["seed"])
+
+
+def _precision(name, device):
+    """The type to compute in: float32 (None) too where a CPU would have to emulate a shorter one."""
+    if (
+        name == "bfloat16"
+        and torch.device(device).type == "cpu"
+        and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    ):
+        log.warning(
+            "training.precision: this processor has no instructions for bfloat16 and would take many times "
+            "as long; float32 is used"
+        )
+        return None
+    return PRECISIONS[name]
 
 
 def _check_compiler(device):
