@@ -27,6 +27,9 @@ _NUMPY_SCALARS = [
     type(np.dtype(np.int64)),
 ]
 
+# Keys of the section model that decide on names and shapes of its tensors.
+_ARCHITECTURE = ("decoder", "decoder_kwargs", "encoder", "encoder_kwargs", "c_dim", "visual_hull")
+
 
 def save(path, state):
     """Write a checkpoint atomically; a kill at any moment leaves the previous file whole.
@@ -133,9 +136,6 @@ def load_model(model, state, path, config=None):
     elif wanted:
         problem += f" (model.{', '.join(f'{key}: {value}' for key, value in wanted.items())})"
     fill(model, state["model"], problem)
-
-
-_ARCHITECTURE = ("decoder", "decoder_kwargs", "encoder", "encoder_kwargs", "c_dim", "visual_hull")
 
 
 def changes(old, new):

@@ -137,7 +137,7 @@ def test_config_trains_generates_and_renders(load, name):
             "chair/a", "chair/b", "lamp/a", "lamp/b",
         ]
     loader = make_loader(train_set, training["batch_size"], seed=0)
-    if config["model"]["lambda_patch"] or config["model"]["lambda_silhouettes"]:
+    if trainer.asks_views:
         trainer.know_views([train_set[i] for i in range(len(train_set))])
     report = trainer.train_step(next(iter(loader)), 0)
     wanted = {term for term, key in TERMS.items() if config["model"][key]}

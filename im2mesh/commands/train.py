@@ -78,7 +78,7 @@ class Run:
             seed=self.options["seed"],
             endless=False,
         )
-        if config["model"]["lambda_patch"] > 0 or config["model"]["lambda_silhouettes"] > 0:
+        if self.trainer.asks_views:
             self._know_views()
         self.iteration = self.epoch = self.batch = 0
         self.maximize = self.options["model_selection_mode"] == "maximize"

@@ -157,6 +157,11 @@ class Trainer:
         if self.seen is not None and torch.is_tensor(state.get("seen")):
             self.seen.last_seen.copy_(state["seen"])
 
+    @property
+    def asks_views(self):
+        """Whether a term needs :meth:`know_views`."""
+        return any(self.options.weights.get(term) for term in VIEW_TERMS)
+
     def know_views(self, items):
         """All views of the one object, for the terms that ask them: the items of the dataset, in its order.
 
@@ -232,9 +237,8 @@ class Trainer:
         if self.options.n_surrounding_rays > 0:
             rays = self._with_rays_around(rays, self._generator(7, iteration))
         wanted = {name for name, weight in self.options.weights.items() if weight != 0}
-        for term, views in (("patch", self.patches), ("silhouettes", self.silhouettes)):
-            if term in wanted and views is None:
-                raise RuntimeError(f"the term {term} asks all views: call know_views() before the first step")
+        if self.asks_views and self.patches is None and self.silhouettes is None:
+            raise RuntimeError("some terms ask all views: call know_views() before the first step")
         latent = self.model.encode(batch.get("inputs"), self.options.precision)
         bounds = self._bounds(iteration, rays, steps) or self._object_bounds(rays, latent)
         values, hits = self._terms(rays, latent, wanted, steps, generator, bounds, iteration)
